@@ -1,0 +1,212 @@
+"""The only import site of Captum's private helpers.
+
+Nothing is promised for private names: ``tests/test_captum.py`` checks the facts that the
+package leans on, and every other module takes them from here.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from captum._utils.common import (
+    _expand_target,
+    _format_additional_forward_args,
+    _format_output,
+    _format_tensor_into_tuples,
+    _run_forward,
+    _select_targets,
+)
+from captum._utils.gradient import (
+    _forward_layer_eval,
+    compute_layer_gradients_and_eval,
+)
+from captum._utils.progress import NullProgress, progress
+from captum._utils.typing import TargetType
+from captum.log import log_usage
+from torch import Tensor
+from torch.nn import Module
+
+__all__ = [
+    "LayerCall",
+    "TargetType",
+    "as_tuple",
+    "attribution_method",
+    "expand_target",
+    "format_output",
+    "progress_bar",
+    "select_targets",
+]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def attribution_method(method: Method) -> Method:
+    """Decorates every ``attribute`` method of the package.
+
+    Captum's NoiseTunnel and TCAV call ``attribute.__wrapped__``, which ``log_usage``
+    provides. The body runs outside of the caller's autograd and inference modes, which
+    are restored after any exit: gradients work under ``torch.no_grad`` and
+    ``torch.inference_mode``, and masked passes never record a graph.
+    """
+
+    @functools.wraps(method)
+    def isolated(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad():
+            return method(*args, **kwargs)
+
+    return cast(Method, log_usage(part_of_slo=True)(isolated))
+
+
+def as_tuple(tensors: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Returns a tensor, or a tuple of tensors, as a tuple."""
+    return cast(tuple[Tensor, ...], _format_tensor_into_tuples(tensors))
+
+
+def format_output(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """Returns one tensor for a layer of one tensor, else the tuple, as Captum does."""
+    return cast(
+        Tensor | tuple[Tensor, ...], _format_output(len(outputs) > 1, outputs)
+    )
+
+
+def select_targets(output: Tensor, target: TargetType) -> Tensor:
+    """Returns each example's value at ``target``; Captum's errors pass."""
+    return _select_targets(output, target)
+
+
+def expand_target(target: TargetType, repeats: int) -> TargetType:
+    """Repeats the target of each example, as Captum does for expanded inputs."""
+    return _expand_target(target, repeats)
+
+
+def progress_bar(
+    description: str, total: int, show: bool
+) -> AbstractContextManager[Any]:
+    """Returns Captum's progress bar (on stderr), or one that does nothing."""
+    if show:
+        return cast(
+            AbstractContextManager[Any],
+            progress(desc=f"{description} attribution", total=total),
+        )
+    return NullProgress()
+
+
+def _outside_inference_mode(value: Any) -> Any:
+    """Copies a tensor that inference mode made: autograd refuses the original."""
+    if isinstance(value, Tensor) and value.is_inference():
+        return value.clone()
+    return value
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of ``attribute``: a model, its layer, and the batch to explain."""
+
+    forward_func: Callable[..., Any]
+    layer: Module
+    device_ids: list[int] | None
+    inputs: tuple[Tensor, ...]
+    target: TargetType
+    additional_forward_args: tuple[Any, ...] | None
+    attribute_to_layer_input: bool
+
+    @classmethod
+    def prepare(
+        cls,
+        forward_func: Callable[..., Any],
+        layer: Module,
+        device_ids: list[int] | None,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object,
+        attribute_to_layer_input: bool,
+    ) -> "LayerCall":
+        """Brings the arguments of ``attribute`` into Captum's internal forms."""
+        args = _format_additional_forward_args(additional_forward_args)
+        return cls(
+            forward_func,
+            layer,
+            # DataParallel on the CPU has no devices, and needs none.
+            device_ids or None,
+            tuple(_outside_inference_mode(inp) for inp in as_tuple(inputs)),
+            _outside_inference_mode(target),
+            None if args is None else tuple(map(_outside_inference_mode, args)),
+            attribute_to_layer_input,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """The number of examples."""
+        return self.inputs[0].shape[0]
+
+    def cloned_inputs(self) -> tuple[Tensor, ...]:
+        """Returns copies of the inputs, which a model or a hook may change."""
+        return tuple(inp.detach().clone() for inp in self.inputs)
+
+    def run(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None) -> Any:
+        """Returns the model's whole output for other inputs and arguments."""
+        output = _run_forward(self.forward_func, inputs, None, args)
+        return output.wait() if isinstance(output, torch.futures.Future) else output
+
+    def activations(self) -> tuple[Tensor, ...]:
+        """Returns the layer's tensors. Cost: one forward pass of the batch."""
+        activations = _forward_layer_eval(
+            self.forward_func,
+            self.cloned_inputs(),
+            self.layer,
+            self.additional_forward_args,
+            device_ids=self.device_ids,
+            attribute_to_layer_input=self.attribute_to_layer_input,
+        )
+        return self._checked(activations)
+
+    def activations_and_gradients(
+        self, grad_kwargs: dict[str, Any] | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Returns the layer's tensors and the gradients of the raw output at target.
+
+        A layer that the output does not depend on has zero gradients. Cost: one forward
+        and one backward pass of the batch.
+        """
+        if self.batch_size == 0:  # Captum reads the first example's output
+            activations = self.activations()
+            return activations, tuple(map(torch.zeros_like, activations))
+        with torch.enable_grad():
+            # Inputs that require grad give frozen models a graph. The model gets a clone,
+            # because an in-place first operation is not allowed on a leaf; Captum then
+            # finds a tensor that requires grad already, and leaves the caller's alone.
+            inputs = tuple(
+                inp.requires_grad_().clone() if inp.is_floating_point() else inp
+                for inp in self.cloned_inputs()
+            )
+            gradients, activations = compute_layer_gradients_and_eval(
+                self.forward_func,
+                self.layer,
+                inputs,
+                self.target,
+                self.additional_forward_args,
+                device_ids=self.device_ids,
+                attribute_to_layer_input=self.attribute_to_layer_input,
+                grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
+            )
+        return self._checked(activations), tuple(g.detach() for g in gradients)
+
+    def _checked(self, activations: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Returns detached activations, once they are known to be spatial."""
+        for activation in activations:
+            shape = tuple(activation.shape)
+            if not 3 <= len(shape) <= 5:
+                raise ValueError(
+                    "`layer` must have an activation of shape (N, K, *spatial) with one, "
+                    f"two or three spatial dimensions, got {shape}; choose a layer "
+                    "before pooling and flattening."
+                )
+            if shape[0] != self.batch_size:
+                raise ValueError(
+                    "`layer` must keep one row for each example: expected a first "
+                    f"dimension of {self.batch_size}, got the shape {shape}."
+                )
+        return tuple(activation.detach() for activation in activations)

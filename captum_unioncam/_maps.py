@@ -1,0 +1,104 @@
+"""Pure tensor operations on maps: scaling, resizing, percentiles and masking.
+
+Maps are batched, ``(N, K, *spatial)``, with one, two or three spatial dimensions. Every
+operation treats each of the N x K maps on its own, so a result never depends on the
+other examples of a batch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# torch.nn.functional.interpolate's name of linear interpolation, by spatial dimensions.
+INTERPOLATION_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Returns ``tensor`` in a floating type of 32 bits or more, for arithmetic on it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def spatial_dims(maps: Tensor) -> tuple[int, ...]:
+    """Returns the indices of the dimensions after the batch and the channels."""
+    return tuple(range(2, maps.dim()))
+
+
+def extremes(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the smallest and the largest value of each map, (N, K, 1, ...)."""
+    dims = spatial_dims(maps)
+    return maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
+
+
+def is_flat(maps: Tensor) -> Tensor:
+    """Returns whether each map has one value everywhere, (N, K); NaN is not flat."""
+    low, high = extremes(maps)
+    return (low == high).flatten(1)
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes maps to ``size``: linear, bilinear or trilinear, corners not aligned."""
+    if maps.shape[2:] == torch.Size(size):
+        return maps
+    mode = INTERPOLATION_MODES[maps.dim() - 2]
+    return F.interpolate(maps, tuple(size), mode=mode, align_corners=False)
+
+
+def _scale(maps: Tensor, low: Tensor, high: Tensor, flat: Tensor) -> Tensor:
+    """Maps ``low`` to 0 and ``high`` to 1; flat maps become 0."""
+    span = high - low
+    blank = (span == 0) | flat.view_as(span)
+    return torch.where(blank, 0, (maps - low) / torch.where(blank, 1, span))
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Scales each map to [0, 1]; a flat map becomes all zeros."""
+    return _scale(maps, *extremes(maps), is_flat(maps))
+
+
+def to_mask(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Turns maps into masks: resized to ``size`` first, then scaled to [0, 1].
+
+    A flat map gives the all-zero mask. Flatness is judged before resizing, whose rounding
+    could otherwise be scaled up to a mask.
+    """
+    resized = upsample(maps, size)
+    return _scale(resized, *extremes(resized), is_flat(maps))
+
+
+def scale_as_mask(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Applies to maps, at their own size, the scaling that :func:`to_mask` applies.
+
+    Interpolation commutes with affine maps, so resizing the result gives the mask. At
+    their own size the values may leave [0, 1] a little, because a resized map need not
+    reach the extremes of the original.
+    """
+    return _scale(maps, *extremes(upsample(maps, size)), is_flat(maps))
+
+
+def percentile(maps: Tensor, q: float) -> Tensor:
+    """Returns the q-th percentile of each map, (N, K, 1, ...), as numpy.percentile does.
+
+    Linear interpolation between the two nearest entries. Sorting each map has no limit on
+    the size of the tensor, unlike torch.quantile.
+    """
+    entries = maps.flatten(2).sort(dim=2).values  # (N, K, h * w)
+    position = (entries.shape[2] - 1) * (q / 100)
+    below = int(position)
+    above = min(below + 1, entries.shape[2] - 1)
+    threshold = torch.lerp(entries[..., below], entries[..., above], position - below)
+    return threshold.view(*maps.shape[:2], *[1] * (maps.dim() - 2))
+
+
+def blend(inputs: Tensor, masks: Tensor, baselines: Tensor) -> Tensor:
+    """Masks inputs: m * x + (1 - m) * b, in the type of ``inputs``.
+
+    Integer inputs are blended as floats, rounded and cast back.
+    """
+    values = at_least_float32(inputs)
+    # Each term is finite wherever x and b are; lerp's b + m * (x - b) can overflow.
+    blended = masks * values + (1 - masks) * baselines
+    if not inputs.dtype.is_floating_point:
+        blended = blended.round()
+    return blended.to(inputs.dtype)

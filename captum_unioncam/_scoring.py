@@ -1,0 +1,263 @@
+"""Confidences of many masked inputs.
+
+The engine knows maps, masks and scores, and no CAM formula. Each map masks its example's
+inputs, the masked inputs go through the model in chunks, and only scores are kept: memory
+depends on the size of a chunk, not on the number of maps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_unioncam._captum import (
+    LayerCall,
+    TargetType,
+    expand_target,
+    progress_bar,
+    select_targets,
+)
+from captum_unioncam._maps import at_least_float32, blend, is_flat, to_mask
+
+ScoreFunc = Callable[[Tensor], Tensor]
+Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
+
+# Masked inputs in one forward pass. Small batches stay in the cache of a CPU, where eight
+# at a time ran about twice as fast as 64; an accelerator needs more to be busy.
+CPU_CHUNK = 8
+ACCELERATOR_CHUNK = 64
+
+# How far from 1 the sum of an output's probabilities may be.
+PROBABILITY_TOLERANCE = 1e-4
+
+
+def confidence(output: Tensor) -> Tensor:
+    """Turns a model's output into confidences: the default ``score_func``.
+
+    Softmax over dimension 1 if that is a class dimension (larger than 1), else the output
+    itself. Examples whose dimension 1 holds probabilities already (non-negative, with a
+    sum of 1 to within 1e-4, or the resolution of a coarser type) are taken as they are.
+    """
+    if output.dim() < 2 or output.shape[1] == 1:
+        return output
+    values = at_least_float32(output)
+    tolerance = PROBABILITY_TOLERANCE
+    if output.dtype.is_floating_point:
+        tolerance = max(tolerance, torch.finfo(output.dtype).eps)
+    off_one = (values.sum(1, keepdim=True) - 1).abs()
+    probabilities = ((values >= 0) & (off_one <= tolerance)).flatten(1).all(1)
+    per_example = probabilities.view(-1, *[1] * (values.dim() - 1))
+    return torch.where(per_example, values, values.softmax(1))
+
+
+class MaskScorer:
+    """Scores masks for the examples of one call.
+
+    Every input whose rank is ``dim`` is masked, each at its own size; the others pass
+    unchanged. The constructor validates the options and scores the baseline, f_c(Ib), in
+    one forward pass, so that mistakes show before any masked pass.
+
+    Args:
+        call (LayerCall): The model and the batch.
+        dim (int): Rank of the maps, (N, K, *spatial), and of the inputs to mask.
+        baselines: What a mask of 0 shows, in the forms of Captum's FeatureAblation.
+        score_func (Callable, optional): From the output to scores, read at the target.
+        perturbations_per_eval (int, optional): Masks per example in one forward pass.
+
+    Raises:
+        ValueError: If no input has the rank ``dim``, ``baselines`` do not fit the inputs,
+            the model's output has not one row for each example, or ``score_func`` has not
+            one value for each example at the target.
+        AssertionError: If the target selects more than one value for each example.
+
+    Attributes:
+        baseline_scores (Tensor): f_c(Ib) of each example, (N,).
+        mask_size (tuple[int, ...]): Spatial size of the first masked input.
+    """
+
+    def __init__(
+        self,
+        call: LayerCall,
+        dim: int,
+        baselines: Baselines = None,
+        score_func: ScoreFunc | None = None,
+        perturbations_per_eval: int | None = None,
+    ) -> None:
+        self._call = call
+        self._score_func = confidence if score_func is None else score_func
+        masked = [inp for inp in call.inputs if inp.dim() == dim]
+        if not masked:
+            raise ValueError(
+                f"`inputs` must hold a tensor of the layer's rank, {dim}, to mask, got "
+                f"the shapes {[tuple(inp.shape) for inp in call.inputs]}; choose a layer "
+                "whose spatial dimensions are the input's."
+            )
+        self.mask_size = tuple(masked[0].shape[2:])
+        self._baselines = _expand_baselines(baselines, call.inputs, dim)
+        if perturbations_per_eval is None:
+            on_cpu = masked[0].device.type == "cpu"
+            self._chunk = CPU_CHUNK if on_cpu else ACCELERATOR_CHUNK
+        else:
+            self._chunk = perturbations_per_eval * call.batch_size
+        self.baseline_scores = self._score_baseline()
+
+    def score(
+        self, maps: Tensor, keep: Tensor, description: str | None = None
+    ) -> Tensor:
+        """Returns the score of each map as a mask on its example, (N, M).
+
+        Cost: one forward pass for each map that is kept, in chunks.
+
+        Args:
+            maps (Tensor): Maps of any scale, (N, M, *spatial).
+            keep (Tensor): Which maps to score, bool, (N, M). The others get the baseline
+                score, which is exact for flat maps: their mask is all zeros.
+            description (str, optional): Shows a progress bar of this name.
+        """
+        scores = self.baseline_scores[:, None].repeat(1, maps.shape[1]).to(maps.device)
+        pairs = keep.cpu().nonzero()  # (P, 2), and the only wait for the device
+        total = -(-len(pairs) // self._chunk) if len(pairs) else 0
+        with progress_bar(description or "", total, description is not None) as bar:
+            for chunk in pairs.split(self._chunk) if total else ():
+                examples, columns = chunk.to(maps.device).unbind(1)
+                masks = maps[examples, columns].unsqueeze(1)  # (P, 1, *spatial)
+                scores[examples, columns] = self._scores_at_target(
+                    self._output(masks, examples), _pick(self._call.target, chunk[:, 0])
+                ).to(maps.device)
+                bar.update(1)
+        return scores
+
+    def gains(self, maps: Tensor) -> Tensor:
+        """Returns the score contribution of each map, f_c(mask) - f_c(Ib), (N, M)."""
+        keep = ~is_flat(maps) & maps.isfinite().flatten(1).all(1, keepdim=True)
+        scores = self.score(maps, keep)
+        return scores - self.baseline_scores[:, None].to(maps.device)
+
+    def _score_baseline(self) -> Tensor:
+        """Scores the all-zero mask for each example, and validates the model's output."""
+        call, size = self._call, self._call.batch_size
+        if size == 0:
+            return torch.zeros(0)
+        # A single example goes twice where masks will go together, to see that the output
+        # grows with the batch.
+        repeats = 2 if size == 1 and self._chunk > 1 else 1
+        target = expand_target(call.target, repeats)
+        output = self._output(None, torch.arange(size).repeat(repeats))
+        self._check_output(output, target, size * repeats)
+        try:
+            scores = self._scores_at_target(output, target)
+        except (AssertionError, IndexError, RuntimeError) as error:
+            raise self._score_func_error(f"{error}") from error
+        if len(scores) != size * repeats:
+            raise self._score_func_error(f"{len(scores)} values in all")
+        return scores[:size]
+
+    def _output(self, maps: Tensor | None, examples: Tensor) -> Any:
+        """Runs the model on the examples masked by one map each; None masks all."""
+        call = self._call
+        inputs = []
+        for inp, baseline in zip(call.inputs, self._baselines, strict=True):
+            rows = examples.to(inp.device)
+            picked = inp[rows]
+            if baseline is not None:
+                mask = torch.zeros((), device=inp.device)
+                if maps is not None:
+                    mask = to_mask(maps, inp.shape[2:]).to(inp.device)
+                picked = blend(picked, mask, baseline[rows])
+            inputs.append(picked)
+        args = call.additional_forward_args
+        if args is not None:
+            args = tuple(_pick_argument(arg, examples, call.batch_size) for arg in args)
+        return call.run(tuple(inputs), args)
+
+    def _scores_at_target(self, output: Tensor, target: TargetType) -> Tensor:
+        """Returns the confidence of each row of a model's output, (P,)."""
+        scores = select_targets(self._score_func(output), target)
+        return at_least_float32(scores).reshape(-1)
+
+    def _check_output(self, output: Any, target: TargetType, rows: int) -> None:
+        """Refuses an output that has not one value for each example at the target."""
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"`forward_func` must return a Tensor, got a {type(output).__name__}; "
+                "wrap the model in a function that returns the tensor to explain."
+            )
+        if output.dim() == 0 or output.shape[0] != rows:
+            raise ValueError(
+                "`forward_func` must return one row for each example: expected a first "
+                f"dimension of {rows} for {rows} examples, got the shape "
+                f"{tuple(output.shape)}; do not reduce over the batch."
+            )
+        selected = select_targets(output, target)
+        # The type and the text that Captum's gradient methods have for this.
+        assert selected.numel() == rows, (
+            "Target not provided when necessary, cannot score multiple outputs: `target` "
+            f"{target} leaves the shape {tuple(selected.shape)} for {rows} examples."
+        )
+
+    def _score_func_error(self, reason: str) -> ValueError:
+        return ValueError(
+            "`score_func` must keep the output's shape, so that it has one value for "
+            f"each example at `target`; got {reason}. Pass a function such as "
+            "torch.sigmoid."
+        )
+
+
+def _expand_baselines(
+    baselines: Baselines, inputs: tuple[Tensor, ...], dim: int
+) -> tuple[Tensor | None, ...]:
+    """Returns a baseline of its input's shape for each input of rank ``dim``, else None."""
+    if baselines is None:
+        baselines = (0,) * len(inputs)
+    elif not isinstance(baselines, tuple):
+        baselines = (baselines,)
+    if len(baselines) != len(inputs):
+        raise ValueError(
+            f"`baselines` must have one entry for each of the {len(inputs)} inputs, got "
+            f"{len(baselines)}; pass a tuple (the entries of inputs that are not masked "
+            "are not used)."
+        )
+    expanded: list[Tensor | None] = []
+    for baseline, inp in zip(baselines, inputs, strict=True):
+        if not isinstance(baseline, Tensor | int | float):
+            raise TypeError(
+                "`baselines` must be a Tensor, a number, or a tuple of them, got a "
+                f"{type(baseline).__name__}."
+            )
+        if inp.dim() != dim:
+            expanded.append(None)
+            continue
+        values = at_least_float32(torch.as_tensor(baseline, device=inp.device))
+        try:
+            expanded.append(values.expand(inp.shape))
+        except RuntimeError as error:
+            raise ValueError(
+                "`baselines` must broadcast to the inputs: expected a shape such as "
+                f"{(1, *inp.shape[1:])}, got {tuple(values.shape)}."
+            ) from error
+    return tuple(expanded)
+
+
+def _pick(target: TargetType, examples: Tensor) -> TargetType:
+    """Returns the targets of the given examples; one target for all stays as it is."""
+    if isinstance(target, list):
+        return [target[example] for example in examples.tolist()]
+    if isinstance(target, Tensor) and target.numel() > 1:
+        return target[examples.to(target.device)]
+    return target
+
+
+def _pick_argument(argument: Any, examples: Tensor, batch_size: int) -> Any:
+    """Returns the rows of the given examples, for a tensor with one row for each.
+
+    Any other argument (a number, None, a list, a tensor of another length such as a
+    weight for each class) goes to the model as it is, in every chunk.
+    """
+    if (
+        isinstance(argument, Tensor)
+        and argument.dim()
+        and argument.shape[0] == batch_size
+    ):
+        return argument[examples.to(argument.device)]
+    return argument

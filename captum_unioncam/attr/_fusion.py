@@ -1,0 +1,44 @@
+"""Fusing and selecting maps by their scores: AMU and AMS of UnionCAM.
+
+Pure functions of maps and score contributions, each example on its own.
+"""
+
+import torch
+from torch import Tensor
+
+
+def weighted_union(maps: Tensor, gains: Tensor) -> Tensor:
+    """Sums maps weighted by their score contributions.
+
+    Hu et al. 2024, Eq. 6 (AMU): L_de_region = sum_i beta_i L_i.
+
+    Args:
+        maps (Tensor): The maps of each example, scaled as their masks, (N, M, *spatial).
+        gains (Tensor): Their score contributions, of either sign, (N, M).
+
+    Returns:
+        *Tensor*, (N, 1, *spatial).
+    """
+    weights = gains.view(*gains.shape, *[1] * (maps.dim() - 2))
+    return (weights * maps).sum(1, keepdim=True)
+
+
+def select_by_gain(
+    fused: Tensor, region: Tensor, fused_gain: Tensor, region_gain: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keeps the fused map of an example where it scores higher than the region map.
+
+    Hu et al. 2024, Eq. 8 (AMS); ties go to the region map.
+
+    Args:
+        fused (Tensor): Fused maps, (N, 1, *spatial).
+        region (Tensor): Region maps, of the same shape.
+        fused_gain (Tensor): Score contributions of the fused maps, (N,).
+        region_gain (Tensor): Score contributions of the region maps, (N,).
+
+    Returns:
+        The selected maps, (N, 1, *spatial), and whether they are the fused ones, (N,).
+    """
+    selected = fused_gain > region_gain
+    per_example = selected.view(-1, *[1] * (fused.dim() - 1))
+    return torch.where(per_example, fused, region), selected

@@ -1,0 +1,144 @@
+"""What the class activation maps of the package share.
+
+A map is a sum of the layer's channels, each under a weight of its own, with negative
+evidence left out. A method brings its weights; validation, degenerate examples and the
+form of the result are here.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerAttribution
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam._captum import LayerCall, TargetType
+from captum_unioncam._maps import at_least_float32, is_flat
+
+# Frames from the warning up to the user's call: _warn, _deliver, attribute, and the two
+# wrappers of attribution_method.
+WARNING_DEPTH = 6
+LISTED_EXAMPLES = 10
+
+
+class CAMAttribution(LayerAttribution):
+    """A layer attribution with one map for each example, (N, 1, *layer_size)."""
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module,
+        device_ids: list[int] | None = None,
+    ) -> None:
+        r"""
+        Args:
+            forward_func (Callable or torch.nn.Module): The model, or any function of the
+                inputs that runs it.
+            layer (torch.nn.Module): The layer whose channels make the map.
+            device_ids (list[int], optional): Only if ``forward_func`` applies a
+                DataParallel model without being one. Default: None
+
+        Raises:
+            TypeError: If ``layer`` is not a module.
+        """
+        if not isinstance(layer, Module):
+            raise TypeError(
+                f"`layer` must be a torch.nn.Module, got {layer!r}; pass the module "
+                "itself, such as model.layer4."
+            )
+        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Returns the name of the class, for progress bars."""
+        return cls.__name__
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: a map is local, in the sense of captum.metrics.infidelity."""
+        return False
+
+    def _prepare(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object,
+        attribute_to_layer_input: bool,
+    ) -> LayerCall:
+        """Bundles the model and the common arguments, read at the time of the call."""
+        return LayerCall.prepare(
+            self.forward_func,
+            self.layer,
+            self.device_ids,
+            inputs,
+            target,
+            additional_forward_args,
+            attribute_to_layer_input,
+        )
+
+    def _deliver(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns maps as the user gets them, with a warning for degenerate examples."""
+        broken = maps.isnan().flatten(1).any(1)
+        self._warn(broken, "NaN: an activation, a gradient or a score is not finite")
+        self._warn(is_flat(maps)[:, 0], "flat: they have one value everywhere")
+        # Unscaled maps may leave the range of a half type.
+        largest = torch.finfo(dtype).max
+        return maps.clamp(-largest, largest).to(dtype).contiguous()
+
+    def _warn(self, concerned: Tensor, reason: str) -> None:
+        examples = concerned.nonzero().flatten().tolist()
+        if examples:
+            shown = ", ".join(map(str, examples[:LISTED_EXAMPLES]))
+            more = ", ..." if len(examples) > LISTED_EXAMPLES else ""
+            warnings.warn(
+                f"{self.get_name()}: the maps of examples [{shown}{more}] are {reason}.",
+                stacklevel=WARNING_DEPTH,
+            )
+
+
+def weighted_map(weights: Tensor, activations: Tensor) -> Tensor:
+    """Returns L = ReLU(sum_k w_k * A_k), (N, 1, *spatial), in float32 or float64.
+
+    The ReLU is CAM's convention that negative evidence is not shown; after a ReLU layer
+    with non-negative weights it changes nothing.
+
+    Args:
+        weights (Tensor): A number for each channel, (N, K), or for each of its positions,
+            (N, K, *spatial).
+        activations (Tensor): The layer's channels, (N, K, *spatial).
+    """
+    if weights.dim() == 2:
+        weights = weights.view(*weights.shape, *[1] * (activations.dim() - 2))
+    # Not a matrix product, which autocast would run in half precision.
+    products = at_least_float32(weights) * at_least_float32(activations)
+    return F.relu(products.sum(1, keepdim=True))
+
+
+def nan_unless_finite(maps: Tensor, *evidence: Tensor) -> Tensor:
+    """Makes the whole map of an example NaN if any evidence of that example is not finite.
+
+    ``evidence`` are tensors of any shape whose first dimension is the examples'.
+    """
+    finite = torch.stack(
+        [
+            values.isfinite().unsqueeze(-1).flatten(1).all(1).to(maps.device)
+            for values in (maps, *evidence)
+        ]
+    ).all(0)
+    return torch.where(finite.view(-1, *[1] * (maps.dim() - 1)), maps, torch.nan)
+
+
+def check_positive(name: str, value: int | None) -> None:
+    """Refuses anything but None and a positive int."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"`{name}` must be a positive int or None, got {value!r} "
+            f"({type(value).__name__})."
+        )
+    if value < 1:
+        raise ValueError(f"`{name}` must be a positive int or None, got {value}.")
