@@ -1,7 +1,7 @@
 """The only import site of Captum's private helpers.
 
-Nothing is promised for private names: ``tests/test_captum.py`` checks the facts that the
-package leans on, and every other module takes them from here.
+Nothing is promised for private names: ``tests/test_captum.py`` checks the facts that
+the package leans on, and every other module takes them from here.
 """
 
 import functools
@@ -67,14 +67,12 @@ def as_tuple(tensors: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def format_output(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
     """Returns one tensor for a layer of one tensor, else the tuple, as Captum does."""
-    return cast(
-        Tensor | tuple[Tensor, ...], _format_output(len(outputs) > 1, outputs)
-    )
+    return cast(Tensor | tuple[Tensor, ...], _format_output(len(outputs) > 1, outputs))
 
 
 def select_targets(output: Tensor, target: TargetType) -> Tensor:
     """Returns each example's value at ``target``; Captum's errors pass."""
-    return _select_targets(output, target)
+    return cast(Tensor, _select_targets(output, target))
 
 
 def expand_target(target: TargetType, repeats: int) -> TargetType:
@@ -82,16 +80,12 @@ def expand_target(target: TargetType, repeats: int) -> TargetType:
     return _expand_target(target, repeats)
 
 
-def progress_bar(
-    description: str, total: int, show: bool
-) -> AbstractContextManager[Any]:
-    """Returns Captum's progress bar (on stderr), or one that does nothing."""
-    if show:
-        return cast(
-            AbstractContextManager[Any],
-            progress(desc=f"{description} attribution", total=total),
-        )
-    return NullProgress()
+def progress_bar(description: str | None, total: int) -> AbstractContextManager[Any]:
+    """Returns Captum's progress bar (on stderr), or for None one that does nothing."""
+    if description is None:
+        return cast(AbstractContextManager[Any], NullProgress())
+    bar = progress(desc=f"{description} attribution", total=total)
+    return cast(AbstractContextManager[Any], bar)
 
 
 def _outside_inference_mode(value: Any) -> Any:
@@ -175,9 +169,10 @@ class LayerCall:
             activations = self.activations()
             return activations, tuple(map(torch.zeros_like, activations))
         with torch.enable_grad():
-            # Inputs that require grad give frozen models a graph. The model gets a clone,
-            # because an in-place first operation is not allowed on a leaf; Captum then
-            # finds a tensor that requires grad already, and leaves the caller's alone.
+            # Inputs that require grad give frozen models a graph. The model gets a
+            # clone, because an in-place first operation is not allowed on a leaf;
+            # Captum then finds a tensor that requires grad already, and leaves the
+            # caller's alone.
             inputs = tuple(
                 inp.requires_grad_().clone() if inp.is_floating_point() else inp
                 for inp in self.cloned_inputs()
@@ -200,8 +195,8 @@ class LayerCall:
             shape = tuple(activation.shape)
             if not 3 <= len(shape) <= 5:
                 raise ValueError(
-                    "`layer` must have an activation of shape (N, K, *spatial) with one, "
-                    f"two or three spatial dimensions, got {shape}; choose a layer "
+                    "`layer` must have an activation of shape (N, K, *spatial) with "
+                    f"one to three spatial dimensions, got {shape}; choose a layer "
                     "before pooling and flattening."
                 )
             if shape[0] != self.batch_size:

@@ -16,7 +16,7 @@ INTERPOLATION_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Returns ``tensor`` in a floating type of 32 bits or more, for arithmetic on it."""
+    """Returns ``tensor`` in a floating type of at least 32 bits, for arithmetic."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -60,8 +60,8 @@ def min_max(maps: Tensor) -> Tensor:
 def to_mask(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Turns maps into masks: resized to ``size`` first, then scaled to [0, 1].
 
-    A flat map gives the all-zero mask. Flatness is judged before resizing, whose rounding
-    could otherwise be scaled up to a mask.
+    A flat map gives the all-zero mask. Flatness is judged before resizing, whose
+    rounding could otherwise be scaled up to a mask.
     """
     resized = upsample(maps, size)
     return _scale(resized, *extremes(resized), is_flat(maps))
@@ -78,10 +78,10 @@ def scale_as_mask(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def percentile(maps: Tensor, q: float) -> Tensor:
-    """Returns the q-th percentile of each map, (N, K, 1, ...), as numpy.percentile does.
+    """Returns the q-th percentile of each map, (N, K, 1, ...), as numpy.percentile.
 
-    Linear interpolation between the two nearest entries. Sorting each map has no limit on
-    the size of the tensor, unlike torch.quantile.
+    Linear interpolation between the two nearest entries. Sorting each map has no limit
+    on the size of the tensor, unlike torch.quantile.
     """
     entries = maps.flatten(2).sort(dim=2).values  # (N, K, h * w)
     position = (entries.shape[2] - 1) * (q / 100)

@@ -1,8 +1,8 @@
 """Confidences of many masked inputs.
 
-The engine knows maps, masks and scores, and no CAM formula. Each map masks its example's
-inputs, the masked inputs go through the model in chunks, and only scores are kept: memory
-depends on the size of a chunk, not on the number of maps.
+The engine knows maps, masks and scores, and no CAM formula. Each map masks its
+example's inputs, the masked inputs go through the model in chunks, and only scores are
+kept: memory depends on the size of a chunk, not on the number of maps.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from captum_unioncam._maps import at_least_float32, blend, is_flat, to_mask
 ScoreFunc = Callable[[Tensor], Tensor]
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
 
-# Masked inputs in one forward pass. Small batches stay in the cache of a CPU, where eight
-# at a time ran about twice as fast as 64; an accelerator needs more to be busy.
+# Masked inputs in one forward pass. Small batches stay in the cache of a CPU, where
+# eight at a time ran about twice as fast as 64; an accelerator needs more to be busy.
 CPU_CHUNK = 8
 ACCELERATOR_CHUNK = 64
 
@@ -35,9 +35,10 @@ PROBABILITY_TOLERANCE = 1e-4
 def confidence(output: Tensor) -> Tensor:
     """Turns a model's output into confidences: the default ``score_func``.
 
-    Softmax over dimension 1 if that is a class dimension (larger than 1), else the output
-    itself. Examples whose dimension 1 holds probabilities already (non-negative, with a
-    sum of 1 to within 1e-4, or the resolution of a coarser type) are taken as they are.
+    Softmax over dimension 1 if that is a class dimension (larger than 1), else the
+    output itself. Examples whose dimension 1 holds probabilities already (non-negative,
+    with a sum of 1 to within 1e-4, or the resolution of a coarser type) are taken as
+    they are.
     """
     if output.dim() < 2 or output.shape[1] == 1:
         return output
@@ -55,8 +56,8 @@ class MaskScorer:
     """Scores masks for the examples of one call.
 
     Every input whose rank is ``dim`` is masked, each at its own size; the others pass
-    unchanged. The constructor validates the options and scores the baseline, f_c(Ib), in
-    one forward pass, so that mistakes show before any masked pass.
+    unchanged. The constructor validates the options and scores the baseline, f_c(Ib),
+    in one forward pass, so that mistakes show before any masked pass.
 
     Args:
         call (LayerCall): The model and the batch.
@@ -66,9 +67,10 @@ class MaskScorer:
         perturbations_per_eval (int, optional): Masks per example in one forward pass.
 
     Raises:
-        ValueError: If no input has the rank ``dim``, ``baselines`` do not fit the inputs,
-            the model's output has not one row for each example, or ``score_func`` has not
-            one value for each example at the target.
+        ValueError: If no input has the rank ``dim``, ``baselines`` do not fit the
+        inputs,
+            the model's output has not one row for each example, or ``score_func`` has
+            not one value for each example at the target.
         AssertionError: If the target selects more than one value for each example.
 
     Attributes:
@@ -90,8 +92,8 @@ class MaskScorer:
         if not masked:
             raise ValueError(
                 f"`inputs` must hold a tensor of the layer's rank, {dim}, to mask, got "
-                f"the shapes {[tuple(inp.shape) for inp in call.inputs]}; choose a layer "
-                "whose spatial dimensions are the input's."
+                f"the shapes {[tuple(inp.shape) for inp in call.inputs]}; choose a "
+                "layer whose spatial dimensions are the input's."
             )
         self.mask_size = tuple(masked[0].shape[2:])
         self._baselines = _expand_baselines(baselines, call.inputs, dim)
@@ -111,20 +113,20 @@ class MaskScorer:
 
         Args:
             maps (Tensor): Maps of any scale, (N, M, *spatial).
-            keep (Tensor): Which maps to score, bool, (N, M). The others get the baseline
-                score, which is exact for flat maps: their mask is all zeros.
+            keep (Tensor): Which maps to score, bool, (N, M). The others get the
+                baseline score, which is exact for flat maps: their mask is all zeros.
             description (str, optional): Shows a progress bar of this name.
         """
         scores = self.baseline_scores[:, None].repeat(1, maps.shape[1]).to(maps.device)
-        pairs = keep.cpu().nonzero()  # (P, 2), and the only wait for the device
-        total = -(-len(pairs) // self._chunk) if len(pairs) else 0
-        with progress_bar(description or "", total, description is not None) as bar:
-            for chunk in pairs.split(self._chunk) if total else ():
-                examples, columns = chunk.to(maps.device).unbind(1)
-                masks = maps[examples, columns].unsqueeze(1)  # (P, 1, *spatial)
-                scores[examples, columns] = self._scores_at_target(
-                    self._output(masks, examples), _pick(self._call.target, chunk[:, 0])
-                ).to(maps.device)
+        examples, columns = keep.nonzero(as_tuple=True)
+        chunks = range(0, len(examples), self._chunk or 1)
+        with progress_bar(description, len(chunks)) as bar:
+            for start in chunks:
+                rows = examples[start : start + self._chunk]
+                places = rows, columns[start : start + self._chunk]
+                output = self._output(maps[places].unsqueeze(1), rows)
+                picked = self._scores_at_target(output, _pick(self._call.target, rows))
+                scores[places] = picked.to(maps.device)
                 bar.update(1)
         return scores
 
@@ -135,12 +137,12 @@ class MaskScorer:
         return scores - self.baseline_scores[:, None].to(maps.device)
 
     def _score_baseline(self) -> Tensor:
-        """Scores the all-zero mask for each example, and validates the model's output."""
+        """Scores the all-zero mask for each example, and validates the output."""
         call, size = self._call, self._call.batch_size
         if size == 0:
             return torch.zeros(0)
-        # A single example goes twice where masks will go together, to see that the output
-        # grows with the batch.
+        # A single example goes twice where masks will go together, to see that the
+        # output grows with the batch.
         repeats = 2 if size == 1 and self._chunk > 1 else 1
         target = expand_target(call.target, repeats)
         output = self._output(None, torch.arange(size).repeat(repeats))
@@ -192,8 +194,8 @@ class MaskScorer:
         selected = select_targets(output, target)
         # The type and the text that Captum's gradient methods have for this.
         assert selected.numel() == rows, (
-            "Target not provided when necessary, cannot score multiple outputs: `target` "
-            f"{target} leaves the shape {tuple(selected.shape)} for {rows} examples."
+            "Target not provided when necessary, cannot score multiple outputs: "
+            f"`target` {target} leaves {tuple(selected.shape)} for {rows} examples."
         )
 
     def _score_func_error(self, reason: str) -> ValueError:
@@ -207,16 +209,16 @@ class MaskScorer:
 def _expand_baselines(
     baselines: Baselines, inputs: tuple[Tensor, ...], dim: int
 ) -> tuple[Tensor | None, ...]:
-    """Returns a baseline of its input's shape for each input of rank ``dim``, else None."""
+    """Returns a baseline for each input, of its shape, or None where none is masked."""
     if baselines is None:
         baselines = (0,) * len(inputs)
     elif not isinstance(baselines, tuple):
         baselines = (baselines,)
     if len(baselines) != len(inputs):
         raise ValueError(
-            f"`baselines` must have one entry for each of the {len(inputs)} inputs, got "
-            f"{len(baselines)}; pass a tuple (the entries of inputs that are not masked "
-            "are not used)."
+            "`baselines` must have one entry for each input: expected "
+            f"{len(inputs)}, got {len(baselines)}; pass a tuple (the entries of inputs "
+            "that are not masked are not used)."
         )
     expanded: list[Tensor | None] = []
     for baseline, inp in zip(baselines, inputs, strict=True):

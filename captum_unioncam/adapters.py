@@ -17,7 +17,7 @@ from captum_unioncam._maps import upsample
 def to_input(
     attributions: Tensor, inputs: Tensor | tuple[Tensor, ...]
 ) -> Tensor | tuple[Tensor, ...]:
-    r"""Resizes maps to the inputs and expands them over the channels, for ``infidelity``.
+    r"""Resizes maps to the inputs, and expands them over the channels, for infidelity.
 
     Linear, bilinear or trilinear by the number of spatial dimensions, without aligned
     corners. All channels of an input get the same map, so that ``infidelity`` counts it
@@ -28,11 +28,12 @@ def to_input(
         inputs (Tensor or tuple[Tensor, ...]): The inputs, (N, C, *size) each.
 
     Returns:
-        *Tensor* of each input's shape (a view, expanded over the channels); a tuple of them
-        for a tuple of inputs.
+        *Tensor* of each input's shape (a view, expanded over the channels); a tuple of
+        them for a tuple of inputs.
 
     Raises:
-        ValueError: If the maps are not (N, 1, *layer_size), or an input has another rank
+        ValueError: If the maps are not (N, 1, *layer_size), or an input has another
+        rank
             or number of examples.
 
     Examples::
@@ -45,8 +46,8 @@ def to_input(
     shape = tuple(attributions.shape)
     if not 3 <= len(shape) <= 5 or shape[1] != 1:
         raise ValueError(
-            "`attributions` must be maps of shape (N, 1, *layer_size) with one to three "
-            f"spatial dimensions, got {shape}."
+            "`attributions` must be maps of shape (N, 1, *layer_size) with one to "
+            f"three spatial dimensions, got {shape}."
         )
     resized = []
     for inp in as_tuple(inputs):
@@ -62,19 +63,20 @@ def to_input(
 def as_explanation_func(
     attribution: Attribution,
 ) -> Callable[..., tuple[Tensor, ...]]:
-    r"""Makes an attribution an explanation function that ``sensitivity_max`` reads right.
+    r"""Makes an attribution the explanation function that sensitivity_max needs.
 
-    Captum's ``sensitivity_max`` calls its ``explanation_func`` with a tuple of inputs, and
-    takes the result for a tuple of attributions. A layer attribution answers with one
-    tensor, whose examples are then taken for different attributions: several samples for
-    several examples raise, and every other call returns a wrong number without a word.
+    Captum's ``sensitivity_max`` calls its ``explanation_func`` with a tuple of inputs,
+    and takes the result for a tuple of attributions. A layer attribution answers with
+    one tensor, whose examples are then taken for different attributions: several
+    samples for several examples raise, and every other call returns a wrong number
+    without a word.
 
     Args:
         attribution (Attribution): Any attribution, of this package or of Captum.
 
     Returns:
-        *Callable*, with the arguments of ``attribution.attribute``, that returns a tuple of
-        contiguous tensors.
+        *Callable*, with the arguments of ``attribution.attribute``, that returns a
+        tuple of contiguous tensors.
 
     Raises:
         TypeError: When called, if ``attribute`` returns anything but tensors, as with
@@ -86,7 +88,8 @@ def as_explanation_func(
         >>> from captum.metrics import sensitivity_max
         >>> from captum_unioncam import DenoisedGradCAM, as_explanation_func
         >>> conv = torch.nn.Conv2d(3, 4, 3)
-        >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), torch.nn.LazyLinear(2))
+        >>> head = torch.nn.LazyLinear(2)
+        >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), head)
         >>> explain = as_explanation_func(DenoisedGradCAM(net, conv))
         >>> sensitivity_max(explain, torch.rand(2, 3, 8, 8), target=1).shape
         torch.Size([2])

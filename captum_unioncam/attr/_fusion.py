@@ -13,7 +13,8 @@ def weighted_union(maps: Tensor, gains: Tensor) -> Tensor:
     Hu et al. 2024, Eq. 6 (AMU): L_de_region = sum_i beta_i L_i.
 
     Args:
-        maps (Tensor): The maps of each example, scaled as their masks, (N, M, *spatial).
+        maps (Tensor): The maps of each example, scaled as their masks, (N, M,
+            *spatial).
         gains (Tensor): Their score contributions, of either sign, (N, M).
 
     Returns:

@@ -35,8 +35,8 @@ class CAMAttribution(LayerAttribution):
     ) -> None:
         r"""
         Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of the
-                inputs that runs it.
+            forward_func (Callable or torch.nn.Module): The model, or any function of
+                the inputs that runs it.
             layer (torch.nn.Module): The layer whose channels make the map.
             device_ids (list[int], optional): Only if ``forward_func`` applies a
                 DataParallel model without being one. Default: None
@@ -80,7 +80,7 @@ class CAMAttribution(LayerAttribution):
         )
 
     def _deliver(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
-        """Returns maps as the user gets them, with a warning for degenerate examples."""
+        """Returns maps as the user gets them, and warns of degenerate examples."""
         broken = maps.isnan().flatten(1).any(1)
         self._warn(broken, "NaN: an activation, a gradient or a score is not finite")
         self._warn(is_flat(maps)[:, 0], "flat: they have one value everywhere")
@@ -94,7 +94,8 @@ class CAMAttribution(LayerAttribution):
             shown = ", ".join(map(str, examples[:LISTED_EXAMPLES]))
             more = ", ..." if len(examples) > LISTED_EXAMPLES else ""
             warnings.warn(
-                f"{self.get_name()}: the maps of examples [{shown}{more}] are {reason}.",
+                f"{self.get_name()}: the maps of examples [{shown}{more}] are "
+                f"{reason}.",
                 stacklevel=WARNING_DEPTH,
             )
 
@@ -106,8 +107,8 @@ def weighted_map(weights: Tensor, activations: Tensor) -> Tensor:
     with non-negative weights it changes nothing.
 
     Args:
-        weights (Tensor): A number for each channel, (N, K), or for each of its positions,
-            (N, K, *spatial).
+        weights (Tensor): A number for each channel, (N, K), or for each of its
+            positions, (N, K, *spatial).
         activations (Tensor): The layer's channels, (N, K, *spatial).
     """
     if weights.dim() == 2:
@@ -118,7 +119,7 @@ def weighted_map(weights: Tensor, activations: Tensor) -> Tensor:
 
 
 def nan_unless_finite(maps: Tensor, *evidence: Tensor) -> Tensor:
-    """Makes the whole map of an example NaN if any evidence of that example is not finite.
+    """Makes the map of an example all NaN if any evidence of it is not finite.
 
     ``evidence`` are tensors of any shape whose first dimension is the examples'.
     """

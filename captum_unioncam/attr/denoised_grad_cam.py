@@ -20,8 +20,8 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
     r"""Shows where a layer supports the target, by its denoised gradients.
 
     The gradients of each channel below their ``theta``-th percentile are dropped; the
-    positive ones that remain weight the channel's activations, position by position, and
-    sum to 1 for each channel, so that small active areas do not get huge weights:
+    positive ones that remain weight the channel's activations, position by position,
+    and sum to 1 for each channel, so that small active areas do not get huge weights:
 
     .. math::
         W'_k &= W_k \,[W_k \ge \mathrm{percentile}_\theta(W_k)] \quad \text{(Eq. 1)} \\
@@ -29,8 +29,8 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
         \quad \text{(Eq. 2)} \\
         \alpha_k &= 1 / \textstyle\sum \mathrm{ReLU}(W'_k) \quad \text{(Eq. 3)}
 
-    where :math:`A_k` is the k-th channel of ``layer`` and :math:`W_k` the gradient of the
-    raw output at ``target`` with respect to it. A channel with no positive denoised
+    where :math:`A_k` is the k-th channel of ``layer`` and :math:`W_k` the gradient of
+    the raw output at ``target`` with respect to it. A channel with no positive denoised
     gradient adds nothing.
 
     Reference: Hu et al., UnionCAM, Front. Neurorobot. 18, 2024,
@@ -39,9 +39,9 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
     Note: Deviates from Eq. 2 by the outer ReLU, which only changes layers with negative
     activations: negative evidence is not shown, as in every CAM.
 
-    Note: Where a global average pool and a linear head follow the layer, the gradient is
-    constant over each channel: ``theta`` then changes nothing, and every channel with a
-    positive class weight weighs alike.
+    Note: Where a global average pool and a linear head follow the layer, the gradient
+    is constant over each channel: ``theta`` then changes nothing, and every channel
+    with a positive class weight weighs alike.
 
     Cost: 1 forward and 1 backward pass of the batch.
     """
@@ -60,25 +60,25 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
         r"""
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in the
-                forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model, after
-                the inputs. A list is one argument. Default: None
-            attribute_to_layer_input (bool, optional): Explain the layer's input in place
-                of its output. Default: False
-            theta (float, optional): Percentile, in [0, 100], below which the gradients of
-                a channel are dropped. Default: 10.0
+            target (int, tuple, Tensor or list, optional): Output index to explain, in
+                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            additional_forward_args (Any, optional): Further arguments of the model,
+                after the inputs. A list is one argument. Default: None
+            attribute_to_layer_input (bool, optional): Explain the layer's input in
+                place of its output. Default: False
+            theta (float, optional): Percentile, in [0, 100], below which the gradients
+                of a channel are dropped. Default: 10.0
             grad_kwargs (dict, optional): Keywords for torch.autograd.grad. By default
                 ``materialize_grads`` is on: a layer that the output does not depend on
                 gets zero gradients. So does, unseen, a layer inside of a reentrant
-                checkpoint: pass ``{"materialize_grads": False}`` to get PyTorch's error.
-                Default: None
+                checkpoint: pass ``{"materialize_grads": False}`` to get PyTorch's
+                error. Default: None
 
         Returns:
-            *Tensor* of **attributions**, (N, 1, *layer_size), >= 0, not scaled, detached,
-            of the layer's type; a tuple of them if the layer has several tensors. An
-            example whose activations or gradients are not finite is all NaN; such
-            examples, and flat maps, give a warning that names them.
+            *Tensor* of **attributions**, (N, 1, *layer_size), >= 0, not scaled,
+            detached, of the layer's type; a tuple of them if the layer has several
+            tensors. An example whose activations or gradients are not finite is all
+            NaN; such examples, and flat maps, give a warning that names them.
 
         Raises:
             ValueError: If ``theta`` is outside [0, 100], or the layer is not spatial.
@@ -88,8 +88,10 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
             >>> import torch
             >>> from captum_unioncam import DenoisedGradCAM
             >>> conv = torch.nn.Conv2d(3, 4, 3)
-            >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), torch.nn.LazyLinear(2))
-            >>> DenoisedGradCAM(net, conv).attribute(torch.rand(2, 3, 8, 8), target=1).shape
+            >>> head = torch.nn.LazyLinear(2)
+            >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), head)
+            >>> cam = DenoisedGradCAM(net, conv)
+            >>> cam.attribute(torch.rand(2, 3, 8, 8), target=1).shape
             torch.Size([2, 1, 6, 6])
         """
         check_theta(theta)
@@ -119,7 +121,7 @@ def denoise(gradients: Tensor, theta: float) -> Tensor:
 
 
 def denoised_weights(gradients: Tensor, theta: float) -> Tensor:
-    """Returns alpha_k * ReLU(W'_k), which sums to 1 or to 0 for each channel (Eq. 3)."""
+    """Returns alpha_k * ReLU(W'_k), which sums to 1 or 0 for each channel (Eq. 3)."""
     positive = F.relu(denoise(gradients, theta))
     total = positive.sum(spatial_dims(positive), keepdim=True)
     # One quotient in place of 1 / total first, which overflows for tiny gradients.

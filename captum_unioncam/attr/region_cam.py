@@ -1,4 +1,4 @@
-"""RegionCAM: channels weighted by the score of what they show, the other part of UnionCAM."""
+"""RegionCAM: channels under the scores of what they show, UnionCAM's other part."""
 
 from typing import NamedTuple
 
@@ -18,30 +18,31 @@ from captum_unioncam.attr._weighted_cam import (
 
 
 class RegionCAM(CAMAttribution, PerturbationAttribution):
-    r"""Shows the regions that carry the target, by what each channel alone lets through.
+    r"""Shows the regions that carry the target, by what each channel lets through.
 
     Each channel masks the inputs, the masked inputs go through the model, and the score
     of the target weights the channel:
 
     .. math:: L = \mathrm{ReLU} \sum_k f_c(\mathrm{mask}(A_k) \odot I_0) \, A_k
 
-    where :math:`A_k` is the k-th channel of ``layer``, :math:`\mathrm{mask}` resizes it to
-    the input and scales it to [0, 1], :math:`I_0` is the input and :math:`f_c` the score,
-    a confidence (see ``score_func``). The scores weight the raw channels, without a softmax
-    over channels and without subtracting the baseline's score.
+    where :math:`A_k` is the k-th channel of ``layer``, :math:`\mathrm{mask}` resizes it
+    to the input and scales it to [0, 1], :math:`I_0` is the input and :math:`f_c` the
+    score, a confidence (see ``score_func``). The scores weight the raw channels,
+    without a softmax over channels and without subtracting the baseline's score.
 
     Reference: Hu et al., UnionCAM, Front. Neurorobot. 18, 2024,
     doi:10.3389/fnbot.2024.1490198.
 
-    Note: Deviates from the paper by the outer ReLU, which only changes layers with negative
-    activations: negative evidence is not shown, as in every CAM.
+    Note: Deviates from the paper by the outer ReLU, which only changes layers with
+    negative activations: negative evidence is not shown, as in every CAM.
 
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
     couples the examples. The mode is left as it is: call ``model.eval()`` first.
 
-    Cost: 2 forward passes of the batch, and 1 for each live channel of each example. The
-    mask of a dead channel (one value everywhere) is all zeros, so that the baseline's
-    score is its exact score. Memory does not grow with the number of channels.
+    Cost: 2 forward passes of the batch, and 1 for each live channel of each example.
+    The mask of a dead channel (one value everywhere) is all zeros, so that the
+    baseline's score is its exact score. Memory does not grow with the number of
+    channels.
     """
 
     @attribution_method
@@ -60,51 +61,55 @@ class RegionCAM(CAMAttribution, PerturbationAttribution):
     ) -> Tensor | tuple[Tensor, ...]:
         r"""
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first. Every input of
-                the layer's rank is masked, at its own size; the others pass unchanged.
-                Move an input that must not be masked to ``additional_forward_args``.
-                Integer inputs are masked as floats, rounded and cast back.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in the
-                forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model, after
-                the inputs. A list is one argument. Tensors with one row for each example
-                follow their example; others pass as they are. Default: None
-            attribute_to_layer_input (bool, optional): Explain the layer's input in place
-                of its output. Default: False
+            inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first. Every
+                input of the layer's rank is masked, at its own size; the others pass
+                unchanged. Move an input that must not be masked to
+                ``additional_forward_args``. Integer inputs are masked as floats,
+                rounded and cast back.
+            target (int, tuple, Tensor or list, optional): Output index to explain, in
+                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            additional_forward_args (Any, optional): Further arguments of the model,
+                after the inputs. A list is one argument. Tensors with one row for each
+                example follow their example; others pass as they are. Default: None
+            attribute_to_layer_input (bool, optional): Explain the layer's input in
+                place of its output. Default: False
             baselines (Tensor, int, float, or tuple of them, optional): What a mask of 0
-                shows, in the forms of Captum's FeatureAblation, broadcast to the inputs:
-                ``(0 - mean) / std`` of shape (1, 3, 1, 1) is black for normalised images.
-                Default: None, which is 0
-            score_func (Callable, optional): From the model's output to scores of the same
-                shape, such as torch.sigmoid. Default: None, which is softmax over dimension
-                1 if it is larger than 1, and not applied to probabilities
+                shows, in the forms of Captum's FeatureAblation, broadcast to the
+                inputs: ``(0 - mean) / std`` of shape (1, 3, 1, 1) is black for
+                normalised images. Default: None, which is 0
+            score_func (Callable, optional): From the model's output to scores of the
+                same shape, such as torch.sigmoid. Default: None, which is softmax over
+                dimension 1 if it is larger than 1, and not applied to probabilities
             max_channels (int, optional): Score and sum only the live channels with the
-                largest spatial variance, this many for each example. Default: None, which
-                is all, the paper
-            perturbations_per_eval (int, optional): Masks for each example in one forward
-                pass; the result does not depend on it. Default: None, which is 8 masked
-                inputs in all on the CPU and 64 elsewhere
-            show_progress (bool, optional): Show a progress bar on stderr. Default: False
+                largest spatial variance, this many for each example. Default: None,
+                which is all, the paper
+            perturbations_per_eval (int, optional): Masks for each example in one
+                forward pass; the result does not depend on it. Default: None, which is
+                8 masked inputs in all on the CPU and 64 elsewhere
+            show_progress (bool, optional): Show a progress bar on stderr. Default:
+                False
 
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), >= 0 for scores >= 0, not
-            scaled, detached, of the layer's type; a tuple of them if the layer has several
-            tensors. An example whose activations or scores are not finite is all NaN; such
-            examples, and flat maps, give a warning that names them.
+            scaled, detached, of the layer's type; a tuple of them if the layer has
+            several tensors. An example whose activations or scores are not finite is
+            all NaN; such examples, and flat maps, give a warning that names them.
 
         Raises:
             ValueError: If the layer is not spatial, no input has the layer's rank,
-                ``baselines`` do not fit, ``max_channels`` or ``perturbations_per_eval`` is
-                not positive, ``score_func`` has not one value for each example at the
-                target, or the output does not grow with the batch.
+                ``baselines`` do not fit, ``max_channels`` or ``perturbations_per_eval``
+                is not positive, ``score_func`` has not one value for each example at
+                the target, or the output does not grow with the batch.
 
         Examples::
 
             >>> import torch
             >>> from captum_unioncam import RegionCAM
             >>> conv = torch.nn.Conv2d(3, 4, 3)
-            >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), torch.nn.LazyLinear(2))
-            >>> RegionCAM(net, conv).attribute(torch.rand(2, 3, 8, 8), target=1).shape
+            >>> head = torch.nn.LazyLinear(2)
+            >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), head)
+            >>> cam = RegionCAM(net, conv)
+            >>> cam.attribute(torch.rand(2, 3, 8, 8), target=1).shape
             torch.Size([2, 1, 6, 6])
         """
         check_positive("max_channels", max_channels)
@@ -118,7 +123,10 @@ class RegionCAM(CAMAttribution, PerturbationAttribution):
                 call, activations.dim(), baselines, score_func, perturbations_per_eval
             )
             region = score_regions(
-                activations, scorer, max_channels, self.get_name() if show_progress else None
+                activations,
+                scorer,
+                max_channels,
+                self.get_name() if show_progress else None,
             )
             outputs.append(self._deliver(region.map, activations.dtype))
         return format_output(tuple(outputs))
@@ -151,7 +159,8 @@ def score_regions(
 def live_channels(activations: Tensor) -> Tensor:
     """Returns which channels are worth a mask, (N, K).
 
-    Not the flat ones, whose mask is all zeros, and none of an example that is not finite.
+    Not the flat ones, whose mask is all zeros, and none of an example that is not
+    finite.
     """
     finite = activations.isfinite().flatten(1).all(1, keepdim=True)
     return ~is_flat(activations) & finite
@@ -161,5 +170,5 @@ def _has_top_variance(activations: Tensor, live: Tensor, count: int) -> Tensor:
     """Returns whether a channel is among the live ones of largest variance, (N, K)."""
     variance = activations.flatten(2).var(2, correction=0)
     # Dead channels last; among equals, a stable sort prefers the first channel.
-    order = torch.where(live, variance, -1).argsort(1, descending=True, stable=True)
+    order = torch.where(live, variance, -1).argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(live).scatter(1, order[:, :count], True)

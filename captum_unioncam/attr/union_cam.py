@@ -34,9 +34,9 @@ class UnionCAMDetails:
     """How UnionCAM came to its maps: the components, their scores, and the choice.
 
     Maps are (N, 1, *layer_size), in float32 or float64, not scaled: min-max scaling the
-    fused map of the examples in ``fused_selected``, and the region map of the others, gives
-    the attributions. Everything else has the shape (N,). A gain is a score contribution
-    f_c(map as a mask) - f_c(baseline), the paper's beta.
+    fused map of the examples in ``fused_selected``, and the region map of the others,
+    gives the attributions. Everything else has the shape (N,). A gain is a score
+    contribution f_c(map as a mask) - f_c(baseline), the paper's beta.
 
     Attributes:
         denoised_map (Tensor): L_denoising, or the map of a ``gradient_cam``.
@@ -49,7 +49,8 @@ class UnionCAMDetails:
         fused_selected (Tensor): Whether the fused map was kept (Eq. 8), bool.
         total_channels (Tensor): Channels of the layer, int.
         live_channels (Tensor): Channels that are not flat, int.
-        scored_channels (Tensor): Channels that were scored, int; 0 with a ``region_cam``.
+        scored_channels (Tensor): Channels that were scored, int; 0 with a
+            ``region_cam``.
     """
 
     denoised_map: Tensor
@@ -66,11 +67,12 @@ class UnionCAMDetails:
 
 
 class UnionCAM(CAMAttribution, PerturbationAttribution):
-    r"""Shows the evidence for the target: denoised gradients and scored regions, united.
+    r"""Shows the evidence for the target: denoised gradients and scored regions.
 
-    1. AMD: :class:`DenoisedGradCAM` makes the gradient map :math:`L_\mathrm{denoising}`.
-    2. :class:`RegionCAM` makes the region map :math:`L_\mathrm{region}`.
-    3. AMU fuses them by their score contributions (Eqs. 4 to 6), each map scaled as the
+    1. AMD: :class:`DenoisedGradCAM` makes the gradient map
+    :math:`L_\mathrm{denoising}`. 2. :class:`RegionCAM` makes the region map
+    :math:`L_\mathrm{region}`. 3. AMU fuses them by their score contributions (Eqs. 4 to
+    6), each map scaled as the
        mask that is scored:
 
        .. math::
@@ -78,11 +80,12 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
            L_\mathrm{de\_region} &= \beta_\mathrm{denoising} L_\mathrm{denoising}
            + \beta_\mathrm{region} L_\mathrm{region}
 
-    4. AMS keeps the fused map where it scores higher than the region map, else the region
+    4. AMS keeps the fused map where it scores higher than the region map, else the
+    region
        map (Eqs. 7, 8).
 
-    where :math:`f_c` is the score, a confidence (see ``score_func``), :math:`I_0` the input
-    and :math:`I_b` the baseline.
+    where :math:`f_c` is the score, a confidence (see ``score_func``), :math:`I_0` the
+    input and :math:`I_b` the baseline.
 
     Reference: Hu et al., UnionCAM, Front. Neurorobot. 18, 2024,
     doi:10.3389/fnbot.2024.1490198.
@@ -93,8 +96,9 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
     couples the examples. The mode is left as it is: call ``model.eval()`` first.
 
-    Cost: 1 forward and 1 backward pass of the batch, 4 forward passes of the batch, and 1
-    for each live channel of each example. Memory does not grow with the number of channels.
+    Cost: 1 forward and 1 backward pass of the batch, 4 forward passes of the batch, and
+    1 for each live channel of each example. Memory does not grow with the number of
+    channels.
     """
 
     def __init__(
@@ -108,15 +112,16 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
     ) -> None:
         r"""
         Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of the
-                inputs that runs it.
+            forward_func (Callable or torch.nn.Module): The model, or any function of
+                the inputs that runs it.
             layer (torch.nn.Module): The layer whose channels make the map.
             device_ids (list[int], optional): Only if ``forward_func`` applies a
                 DataParallel model without being one. Default: None
-            gradient_cam (LayerAttribution, optional): Makes the gradient map in place of
-                AMD: any instance that returns (N, 1, *layer_size), such as Captum's
-                LayerGradCam. It is called with Captum's common arguments only (``theta``
-                and ``grad_kwargs`` are not for it), and its map is rectified. Default: None
+            gradient_cam (LayerAttribution, optional): Makes the gradient map in place
+                of AMD: any instance that returns (N, 1, *layer_size), such as Captum's
+                LayerGradCam. It is called with Captum's common arguments only
+                (``theta`` and ``grad_kwargs`` are not for it), and its map is
+                rectified. Default: None
             region_cam (LayerAttribution, optional): Makes the region map, likewise
                 (``max_channels`` is not for it). Default: None
 
@@ -192,61 +197,66 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
     ):
         r"""
         Args:
-            inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first. Every input of
-                the layer's rank is masked, at its own size; the others pass unchanged.
-                Move an input that must not be masked to ``additional_forward_args``.
-                Integer inputs are masked as floats, rounded and cast back. Where several
-                inputs are masked, Eq. 6 scales the maps as masks of the first.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in the
-                forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model, after
-                the inputs. A list is one argument. Tensors with one row for each example
-                follow their example; others pass as they are. Default: None
-            attribute_to_layer_input (bool, optional): Explain the layer's input in place
-                of its output. Default: False
-            theta (float, optional): Percentile, in [0, 100], below which the gradients of
-                a channel are dropped. Default: 10.0, the paper's
+            inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first. Every
+                input of the layer's rank is masked, at its own size; the others pass
+                unchanged. Move an input that must not be masked to
+                ``additional_forward_args``. Integer inputs are masked as floats,
+                rounded and cast back. Where several inputs are masked, Eq. 6 scales the
+                maps as masks of the first.
+            target (int, tuple, Tensor or list, optional): Output index to explain, in
+                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            additional_forward_args (Any, optional): Further arguments of the model,
+                after the inputs. A list is one argument. Tensors with one row for each
+                example follow their example; others pass as they are. Default: None
+            attribute_to_layer_input (bool, optional): Explain the layer's input in
+                place of its output. Default: False
+            theta (float, optional): Percentile, in [0, 100], below which the gradients
+                of a channel are dropped. Default: 10.0, the paper's
             baselines (Tensor, int, float, or tuple of them, optional): What a mask of 0
-                shows, in the forms of Captum's FeatureAblation, broadcast to the inputs:
-                ``(0 - mean) / std`` of shape (1, 3, 1, 1) is black for normalised images.
-                Default: None, which is 0
-            score_func (Callable, optional): From the model's output to scores of the same
-                shape, such as torch.sigmoid. Default: None, which is softmax over dimension
-                1 if it is larger than 1, and not applied to probabilities
+                shows, in the forms of Captum's FeatureAblation, broadcast to the
+                inputs: ``(0 - mean) / std`` of shape (1, 3, 1, 1) is black for
+                normalised images. Default: None, which is 0
+            score_func (Callable, optional): From the model's output to scores of the
+                same shape, such as torch.sigmoid. Default: None, which is softmax over
+                dimension 1 if it is larger than 1, and not applied to probabilities
             max_channels (int, optional): Score and sum only the live channels with the
-                largest spatial variance, this many for each example. Default: None, which
-                is all, the paper
-            perturbations_per_eval (int, optional): Masks for each example in one forward
-                pass; the result does not depend on it. Default: None, which is 8 masked
-                inputs in all on the CPU and 64 elsewhere
-            show_progress (bool, optional): Show a progress bar on stderr. Default: False
+                largest spatial variance, this many for each example. Default: None,
+                which is all, the paper
+            perturbations_per_eval (int, optional): Masks for each example in one
+                forward pass; the result does not depend on it. Default: None, which is
+                8 masked inputs in all on the CPU and 64 elsewhere
+            show_progress (bool, optional): Show a progress bar on stderr. Default:
+                False
             return_details (bool, optional): Return the components and their scores too.
                 Default: False
             grad_kwargs (dict, optional): Keywords for torch.autograd.grad; see
                 :meth:`DenoisedGradCAM.attribute`. Default: None
 
         Returns:
-            *Tensor* of **attributions**, (N, 1, *layer_size), in [0, 1], detached, of the
-            layer's type; a tuple of them if the layer has several tensors. A flat map is
-            all zeros. An example whose activations, gradients or scores are not finite is
-            all NaN. Such examples give a warning that names them. With
-            ``return_details=True``, the attributions and :class:`UnionCAMDetails` (a tuple
-            of both for a layer of several tensors).
+            *Tensor* of **attributions**, (N, 1, *layer_size), in [0, 1], detached, of
+            the layer's type; a tuple of them if the layer has several tensors. A flat
+            map is all zeros. An example whose activations, gradients or scores are not
+            finite is all NaN. Such examples give a warning that names them. With
+            ``return_details=True``, the attributions and :class:`UnionCAMDetails` (a
+            tuple of both for a layer of several tensors).
 
         Raises:
-            ValueError: If ``theta`` is outside [0, 100], the layer is not spatial, no input
+            ValueError: If ``theta`` is outside [0, 100], the layer is not spatial, no
+            input
                 has the layer's rank, ``baselines`` do not fit, ``max_channels`` or
-                ``perturbations_per_eval`` is not positive, ``score_func`` has not one value
-                for each example at the target, the output does not grow with the batch, or
-                a part returns another shape than (N, 1, *layer_size).
+                ``perturbations_per_eval`` is not positive, ``score_func`` has not one
+                value for each example at the target, the output does not grow with the
+                batch, or a part returns another shape than (N, 1, *layer_size).
 
         Examples::
 
             >>> import torch
             >>> from captum_unioncam import UnionCAM
             >>> conv = torch.nn.Conv2d(3, 4, 3)
-            >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), torch.nn.LazyLinear(2))
-            >>> UnionCAM(net, conv).attribute(torch.rand(2, 3, 8, 8), target=1).shape
+            >>> head = torch.nn.LazyLinear(2)
+            >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), head)
+            >>> cam = UnionCAM(net, conv)
+            >>> cam.attribute(torch.rand(2, 3, 8, 8), target=1).shape
             torch.Size([2, 1, 6, 6])
         """
         check_theta(theta)
@@ -269,13 +279,17 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
             if self.gradient_cam is None:
                 denoised = denoised_map(channels, gradients[i], theta)
             else:
-                denoised = _part_map("gradient_cam", self.gradient_cam, call, channels, i)
+                denoised = _part_map(
+                    "gradient_cam", self.gradient_cam, call, channels, i
+                )
             if self.region_cam is None:
                 description = self.get_name() if show_progress else None
                 region = score_regions(channels, scorer, max_channels, description)
             else:
                 region_map = _part_map("region_cam", self.region_cam, call, channels, i)
-                region = Region(region_map, torch.zeros(len(channels), dtype=torch.long))
+                region = Region(
+                    region_map, torch.zeros(len(channels), dtype=torch.long)
+                )
             union, detail = _unite(denoised, region, channels, scorer)
             outputs.append(self._deliver(union, channels.dtype))
             details.append(detail)
@@ -294,7 +308,9 @@ def _unite(
     scaled = scale_as_mask(components, scorer.mask_size)
     fused = weighted_union(scaled, gains)  # Eq. 6
     fused_gain = scorer.gains(fused)[:, 0]  # Eq. 7
-    union, selected = select_by_gain(fused, region.map, fused_gain, gains[:, 1])  # Eq. 8
+    union, selected = select_by_gain(
+        fused, region.map, fused_gain, gains[:, 1]
+    )  # Eq. 8
     details = UnionCAMDetails(
         denoised_map=denoised,
         region_map=region.map,

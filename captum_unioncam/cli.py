@@ -1,0 +1,414 @@
+"""The command ``captum-unioncam``.
+
+Exit codes: 0 if all went well, 2 for bad options or input (one line on stderr), 130
+after Ctrl-C. Files are written whole or not at all.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+import torch
+from torch import Tensor
+
+from captum_unioncam import UnionCAM, UnionCAMDetails, __version__
+from captum_unioncam._scoring import confidence
+from captum_unioncam.models import (
+    DEFAULT_MODEL,
+    Classifier,
+    ModelError,
+    hint,
+    load_classifier,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+DEFAULT_OUTPUT = "unioncam.png"
+DOTS_PER_INCH = 100
+TOP = 3
+
+
+class UsageError(ValueError):
+    """An option or an input that the user has to change; the message says how."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+        options.run(options)
+    except (UsageError, ModelError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports bad options like every other user error: in one line, with code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (try {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="captum-unioncam",
+        description="Class activation maps of image classifiers.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    explain = commands.add_parser(
+        "explain",
+        help="show where a model sees its class in an image",
+        description="Shows where a model sees its class in an image: UnionCAM, its "
+        "component maps, and their scores.",
+        allow_abbrev=False,
+    )
+    explain.set_defaults(run=_explain)
+    add = explain.add_argument
+    add(
+        "image",
+        nargs="?",
+        metavar="IMAGE",
+        help="image file (default: scikit-image's photograph of the cat Chelsea)",
+    )
+    add(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME",
+        help="efficientnet_lite0, or a classification model of torchvision "
+        "(default: %(default)s)",
+    )
+    add(
+        "--weights",
+        default="default",
+        metavar="default|none|PATH",
+        help="pretrained weights, random ones, or a state dict (default: %(default)s)",
+    )
+    add(
+        "--layer",
+        metavar="NAME",
+        help="dotted name of the layer (default: the last spatial activation)",
+    )
+    add(
+        "--target",
+        metavar="CLASS",
+        help="index or name of the class to explain (default: the predicted class)",
+    )
+    add(
+        "--theta",
+        type=_number(float, 0, 100),
+        default=10.0,
+        metavar="PERCENTILE",
+        help="drop each channel's gradients below this percentile "
+        "(default: %(default)s)",
+    )
+    add(
+        "--max-channels",
+        type=_number(int, 1, math.inf),
+        metavar="K",
+        help="score the K live channels of largest variance (default: all)",
+    )
+    add("--device", metavar="DEVICE", help="default: cuda where there is one, else cpu")
+    add(
+        "--output",
+        default=DEFAULT_OUTPUT,
+        metavar="PNG",
+        help="picture to write (default: %(default)s)",
+    )
+    add("--json", metavar="FILE|-", help="write the result as JSON, - for stdout")
+    return parser
+
+
+def _number(
+    kind: type[int] | type[float], low: float, high: float
+) -> Callable[[str], float]:
+    """Returns an argparse type: a number of a kind, within bounds."""
+    name = "number" if kind is float else "whole number"
+    bounds = f"{name} in [{low}, {high}]" if high < math.inf else f"{name} >= {low}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be a {bounds}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _explain(options: argparse.Namespace) -> None:
+    started = time.perf_counter()
+    _check_writable(options.output)
+    if not options.output.lower().endswith(".png"):
+        raise UsageError(f"--output must end with .png, got {options.output!r}")
+    if options.json not in (None, "-"):
+        _check_writable(options.json)
+    device = _device(options.device)
+    image = _read_image(options.image)
+    classifier = load_classifier(options.model, options.weights)
+    layer_name = options.layer or classifier.last_spatial_layer
+    layer = classifier.layer(layer_name)
+    model = classifier.model.to(device)
+    inputs = _shown(classifier, image, device)
+    black = _shown(classifier, _plain(image, 0), device)
+
+    with torch.no_grad():
+        scores = confidence(model(inputs))[0]
+    target = _target(options.target, classifier.categories, scores)
+    try:
+        attributions, details = UnionCAM(model, layer).attribute(
+            inputs,
+            target=target,
+            theta=options.theta,
+            baselines=black,
+            max_channels=options.max_channels,
+            show_progress=True,
+            return_details=True,
+        )
+    # The layer is the one option left to be wrong; Captum asserts that it runs.
+    except (ValueError, AssertionError) as error:
+        raise UsageError(f"--layer {layer_name}: {error}") from error
+    if isinstance(attributions, tuple) or isinstance(details, tuple):
+        raise UsageError(f"--layer {layer_name} has several tensors; choose another")
+
+    white = _shown(classifier, _plain(image, 255), device)
+    picture = ((inputs - black) / (white - black)).clamp(0, 1)
+    _write(options.output, _png(_figure(picture, attributions, details)))
+    report = {
+        "image": options.image or "chelsea",
+        "model": options.model,
+        "weights": options.weights,
+        "layer": layer_name,
+        "layer_size": list(attributions.shape[2:]),
+        "theta": options.theta,
+        "target": _named(target, classifier.categories),
+        "confidence": scores[target].item(),
+        "top": [
+            {**_named(index, classifier.categories), "confidence": scores[index].item()}
+            for index in scores.topk(min(TOP, len(scores))).indices.tolist()
+        ],
+        "baseline_score": details.baseline_score.item(),
+        "denoised_gain": details.denoised_gain.item(),
+        "region_gain": details.region_gain.item(),
+        "fused_gain": details.fused_gain.item(),
+        "selected": "fused" if details.fused_selected.item() else "region",
+        "total_channels": details.total_channels.item(),
+        "live_channels": details.live_channels.item(),
+        "scored_channels": details.scored_channels.item(),
+        "seconds": time.perf_counter() - started,
+        "picture": options.output,
+    }
+    if options.json == "-":
+        print(_json(report))
+    elif options.json is not None:
+        _write(options.json, f"{_json(report)}\n".encode())
+    _print_report(report, sys.stderr if options.json == "-" else sys.stdout)
+
+
+def _print_report(report: dict[str, Any], stream: TextIO) -> None:
+    """Prints what a person wants to know first."""
+    size = " x ".join(map(str, (report["total_channels"], *report["layer_size"])))
+    top = ", ".join(f"{_label(t)} {t['confidence']:.3f}" for t in report["top"])
+    for name, value in {
+        "model": f"{report['model']}, layer {report['layer']} ({size})",
+        "class": f"{_label(report['target'])}, confidence {report['confidence']:.3f}",
+        f"top {len(report['top'])}": top,
+        "beta": f"denoised {report['denoised_gain']:.3f}, "
+        f"region {report['region_gain']:.3f}, fused {report['fused_gain']:.3f} "
+        f"(over {report['baseline_score']:.3f} for a black image)",
+        "selected": f"the {report['selected']} map",
+        "channels": f"{report['scored_channels']} scored of "
+        f"{report['live_channels']} live of {report['total_channels']}",
+        "seconds": f"{report['seconds']:.1f}",
+        "picture": report["picture"],
+    }.items():
+        print(f"{name:<9} {value}", file=stream)
+
+
+def _figure(
+    picture: Tensor, attributions: Tensor, details: UnionCAMDetails
+) -> "Figure":
+    """Draws the paper's Figure 1 for an image: components, fusion, selection."""
+    from captum_unioncam.visualization import panels
+
+    def title(name: str, gain: Tensor, selected: bool = False) -> str:
+        mark = " (selected)" if selected else ""
+        return f"{name}, $\\beta$ = {gain.item():.3f}{mark}"
+
+    fused_selected = bool(details.fused_selected)
+    denoised = title("denoised", details.denoised_gain)
+    region = title("region", details.region_gain, not fused_selected)
+    fused = title("fused", details.fused_gain, fused_selected)
+    maps = {
+        denoised: details.denoised_map,
+        region: details.region_map,
+        fused: details.fused_map,
+        "UnionCAM": attributions,
+    }
+    return panels(picture, maps, (fused if fused_selected else region, "UnionCAM"))
+
+
+def _device(name: str | None) -> torch.device:
+    """Returns the device of a name, once a tensor has been put there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = f"{error}".splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used: {reason}") from error
+    return device
+
+
+def _read_image(path: str | None) -> "Image":
+    """Reads an image as RGB, upright."""
+    from PIL import Image, ImageOps
+
+    if path is None:
+        return Image.fromarray(_chelsea())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file)
+                if image.mode.startswith("I;16"):  # which Pillow clips to 8 bits
+                    image = image.point(lambda value: value / 256, "L")
+                return image.convert("RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UsageError(
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down first"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders
+        reason = getattr(error, "strerror", None) or f"{error}".splitlines()[0]
+        raise UsageError(
+            f"{path} cannot be read as an image ({reason}); give a whole JPEG or PNG "
+            "file"
+        ) from error
+
+
+def _chelsea() -> Any:
+    try:
+        from skimage.data import chelsea
+    except ImportError as error:
+        raise UsageError(
+            "the default image needs the demo extra; run "
+            '`pip install "captum-unioncam[demo]"`, or name an IMAGE'
+        ) from error
+    return chelsea()  # type: ignore[no-untyped-call]
+
+
+def _plain(image: "Image", grey: int) -> "Image":
+    """Returns an image of the same size in one colour."""
+    from PIL import Image
+
+    return Image.new("RGB", image.size, (grey, grey, grey))
+
+
+def _shown(classifier: Classifier, image: "Image", device: torch.device) -> Tensor:
+    """Returns a batch of the image as the model sees it."""
+    return classifier.preprocess(image).unsqueeze(0).to(device)
+
+
+def _target(name: str | None, categories: list[str], scores: Tensor) -> int:
+    """Returns the index of a class by index or name; None is the predicted class."""
+    if name is None:
+        return int(scores.argmax())
+    if name.lstrip("-").isdigit():
+        if not 0 <= int(name) < len(scores):
+            raise UsageError(
+                f"--target must be in [0, {len(scores) - 1}], got {int(name)}"
+            )
+        return int(name)
+    wanted = name.casefold()
+    found = [i for i, c in enumerate(categories) if c.casefold() == wanted]
+    if not found:
+        close = hint(wanted, [category.casefold() for category in categories])
+        raise UsageError(f"--target: there is no class {name!r}{close}")
+    if len(found) > 1:
+        raise UsageError(
+            f"--target: {name!r} is several classes, {found}; give an index"
+        )
+    return found[0]
+
+
+def _named(index: int, categories: list[str]) -> dict[str, Any]:
+    return {"index": index, "name": categories[index] if categories else None}
+
+
+def _label(named: dict[str, Any]) -> str:
+    return f"{named['index']} {named['name'] or ''}".strip()
+
+
+def _json(report: dict[str, Any]) -> str:
+    """Returns strict JSON: numbers that are not finite become null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
+
+    return json.dumps({name: finite(value) for name, value in report.items()}, indent=2)
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
+    return buffer.getvalue()
+
+
+def _check_writable(path: str) -> None:
+    """Refuses a file that cannot be written, before there is anything to write."""
+    folder = Path(path).parent
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError("it is a directory")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or f"{error}"
+        raise UsageError(
+            f"{path} cannot be written: {reason}; choose a file in a folder that "
+            "exists and that you may write to"
+        ) from error
+
+
+def _write(path: str, content: bytes) -> None:
+    """Writes a file whole or not at all, by renaming a temporary one."""
+    handle, temporary = tempfile.mkstemp(dir=Path(path).parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    """Returns the process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,59 @@
+"""Small float64 networks on which the methods are compared with the reference."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class ConvNet(nn.Module):
+    """Two convolutions, an activation, and a flattening or pooling head."""
+
+    def __init__(self, rank: int, size: int, pooled: bool, signed: bool) -> None:
+        super().__init__()
+        conv = CONVOLUTIONS[rank]
+        self.first = conv(2, 4, 3, padding=1)
+        self.second = conv(4, 5, 3, stride=2, padding=1)
+        self.layer = nn.Identity() if signed else nn.ReLU()
+        positions = ((size + 1) // 2) ** rank
+        self.head = nn.Linear(5 if pooled else 5 * positions, 3)
+        self.pooled = pooled
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = self.layer(self.second(torch.tanh(self.first(image))))
+        flat = maps.flatten(2).mean(2) if self.pooled else maps.flatten(1)
+        return self.head(4 * flat)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the shape of its inputs."""
+
+    rank: int = 2
+    size: int = 7
+    pooled: bool = False
+    signed: bool = False
+
+    def __str__(self) -> str:
+        head = "pooled" if self.pooled else "flatten"
+        return f"{self.rank}d-{head}{'-signed' if self.signed else ''}"
+
+    def build(self, seed: int, batch: int = 3) -> tuple[ConvNet, Tensor]:
+        """Returns the net and inputs for it."""
+        torch.manual_seed(seed)
+        net = ConvNet(self.rank, self.size, self.pooled, self.signed).double().eval()
+        return net, torch.rand(batch, 2, *[self.size] * self.rank, dtype=torch.float64)
+
+
+CASES = [
+    Case(),
+    Case(pooled=True),
+    Case(signed=True),
+    Case(pooled=True, signed=True),
+    Case(rank=1, size=12),
+    Case(rank=1, size=11, pooled=True, signed=True),
+    Case(rank=3, size=5),
+    Case(rank=3, size=4, pooled=True),
+]

@@ -1,0 +1,267 @@
+"""The command, end to end on the real model and photograph, and on bad input."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import chelsea
+
+from captum_unioncam import UnionCAM, __version__, cli
+from captum_unioncam._maps import to_mask
+from captum_unioncam.cli import main
+from captum_unioncam.models import load_classifier
+
+# Where the face is in the photograph as the model sees it, 224 x 224: from the forehead
+# to the chin, and from cheek to cheek.
+FACE = (slice(40, 215), slice(20, 205))
+
+
+@pytest.fixture
+def cat(tmp_path):
+    """The photograph as a file."""
+    path = tmp_path / "cat.png"
+    Image.fromarray(chelsea()).save(path)
+    return str(path)
+
+
+def fails(capsys, *arguments):
+    """Runs the command on bad input, and returns its one line of error."""
+    before = set(os.listdir("."))
+    assert main(["explain", *map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    prefix, error = err.rstrip("\n").split(": error: ")
+    assert prefix == "captum-unioncam" and "\n" not in error
+    assert set(os.listdir(".")) == before
+    return error
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+
+
+def test_explains_the_photograph(capsys):
+    arguments = ["explain", "--max-channels", "64", "--json", "result.json"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert sorted(os.listdir(".")) == ["result.json", "unioncam.png"]
+    assert "UnionCAM attribution: 100%" in err
+    result = json.loads(open("result.json").read())
+    assert "cat" in result["target"]["name"] or result["target"]["name"] == "tabby"
+    assert [top["index"] for top in result["top"]] == [282, 285, 281]
+    assert result["target"]["index"] == 282
+    assert result["confidence"] == result["top"][0]["confidence"]
+    assert result["confidence"] == pytest.approx(0.379, abs=0.01)
+    assert result["layer"] == "_swish" and result["layer_size"] == [7, 7]
+    assert result["scored_channels"] == 64
+    assert result["live_channels"] < result["total_channels"] == 1280
+    better = result["fused_gain"] > result["region_gain"]
+    assert result["selected"] == ("fused" if better else "region")
+    assert min(result["denoised_gain"], result["region_gain"]) > 0.2
+    for shown in ("282 tiger cat", f"the {result['selected']} map", "unioncam.png"):
+        assert shown in out
+    assert f"64 scored of {result['live_channels']} live of 1280" in out
+    with Image.open("unioncam.png") as picture:
+        width, height = picture.size
+        assert picture.format == "PNG" and width > 4 * height
+
+
+def test_the_map_is_on_the_cats_face():
+    classifier = load_classifier()
+    image = Image.fromarray(chelsea())
+    inputs = classifier.preprocess(image).unsqueeze(0)
+    black = classifier.preprocess(Image.new("RGB", image.size)).unsqueeze(0)
+    attributions = UnionCAM(classifier.model, classifier.layer()).attribute(
+        inputs, target=282, baselines=black, max_channels=64
+    )
+    energy = to_mask(attributions, (224, 224))[0, 0]
+    share = energy[FACE].sum() / energy.sum()
+    area = np.prod([s.stop - s.start for s in FACE]) / 224**2
+    assert area == pytest.approx(0.645, abs=0.001)
+    assert share == pytest.approx(0.785, abs=0.01)  # measured
+    peak = np.unravel_index(energy.argmax(), energy.shape)
+    assert all(s.start <= i < s.stop for s, i in zip(FACE, peak, strict=True))
+
+
+def test_every_option_reaches_the_method(cat, capsys):
+    arguments = ["explain", cat, "--model", "resnet18", "--weights", "none"]
+    arguments += ["--layer", "layer3", "--target", "Tabby", "--theta", "70.5"]
+    arguments += ["--max-channels", "2", "--device", "cpu", "--output", "out.png"]
+    assert main([*arguments, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert result["target"] == {"index": 281, "name": "tabby"}
+    assert (result["model"], result["weights"]) == ("resnet18", "none")
+    assert (result["layer"], result["layer_size"]) == ("layer3", [14, 14])
+    assert (result["theta"], result["scored_channels"]) == (70.5, 2)
+    assert (result["image"], result["picture"]) == (cat, "out.png")
+    assert os.listdir(".") == ["out.png"]
+    assert "281 tabby" in err  # the report makes way for the JSON
+
+
+def test_theta_changes_the_map_where_gradients_vary(cat, capsys):
+    gains = []
+    for theta in ("0", "90"):
+        arguments = ["--layer", "_blocks.10", "--max-channels", "1", "--theta", theta]
+        assert main(["explain", cat, *arguments, "--json", "-"]) == 0
+        gains.append(json.loads(capsys.readouterr().out)["denoised_gain"])
+    assert gains[0] != gains[1]
+
+
+def test_a_class_may_be_an_index_and_have_no_name(cat, tmp_path, capsys):
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    torch.save(resnet18(num_classes=3).state_dict(), tmp_path / "own.pt")
+    arguments = ["--model", "resnet18", "--weights", str(tmp_path / "own.pt")]
+    arguments += ["--target", "2", "--max-channels", "1", "--json", "-"]
+    assert main(["explain", cat, *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["target"] == {"index": 2, "name": None} and len(result["top"]) == 3
+
+
+def test_numbers_that_are_not_finite_are_null_in_json():
+    text = cli._json({"gain": math.nan, "loss": -math.inf, "n": 1})
+    assert json.loads(text) == {"gain": None, "loss": None, "n": 1}
+
+
+def test_runs_as_a_module():
+    command = [sys.executable, "-m", "captum_unioncam", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--theta", "101"], r"--theta: must be a number in [0, 100], got '101'"),
+        (["--theta", "nan"], r"--theta: must be a number in [0, 100], got 'nan'"),
+        (["--theta", "x"], r"--theta: must be a number in [0, 100], got 'x'"),
+        (["--max-channels", "0"], "--max-channels: must be a whole number >= 1"),
+        (["--max-channels", "2.5"], "--max-channels: must be a whole number >= 1"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+        (["--out", "x.png"], "unrecognized arguments: --out"),
+        (["--output", "x.jpg"], "--output must end with .png, got 'x.jpg'"),
+        (["--output", "no/such/folder.png"], "folder.png cannot be written: No such"),
+        (["--json", "no/such/folder.json"], "folder.json cannot be written: No such"),
+        (["--json", "."], ". cannot be written: it is a directory"),
+        (["--device", "tpu9000"], "--device tpu9000 cannot be used: "),
+        (["missing.jpg"], "missing.jpg cannot be read as an image (No such file"),
+        (["--model", "resnet81"], "there is no model 'resnet81'; did you mean"),
+        (["--weights", "missing.pt"], "there is no weights file 'missing.pt'"),
+        (["--layer", "swish"], "no layer 'swish'; did you mean '_swish'?"),
+        (["--layer", "_fc"], "--layer _fc: `layer` must have an activation"),
+        (["--layer", "_blocks"], "--layer _blocks: Forward hook did not obtain"),
+        (["--target", "1000"], "--target must be in [0, 999], got 1000"),
+        (["--target", "-1"], "--target must be in [0, 999], got -1"),
+        (["--target", "tigercat"], "there is no class 'tigercat'; did you mean 'tiger"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_writes_nothing(arguments, message, capsys):
+    assert message in fails(capsys, *arguments)
+
+
+def test_a_name_of_several_classes_wants_an_index():
+    categories = ["crane", "tabby", "crane"]
+    with pytest.raises(
+        cli.UsageError, match=r"several classes, \[0, 2\]; give an index"
+    ):
+        cli._target("Crane", categories, torch.zeros(3))
+
+
+@pytest.mark.parametrize("keep", [0, 20, 3000])
+@pytest.mark.parametrize("format", ["png", "jpeg"])
+def test_a_broken_image_is_refused(tmp_path, capsys, format, keep):
+    path = tmp_path / f"broken.{format}"
+    Image.fromarray(chelsea()).save(path, format=format)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "cannot be read as an image" in fails(capsys, path)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(cat, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert "more than 1000 pixels; scale it down first" in fails(capsys, cat)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1", "I;16"])
+def test_every_kind_of_image_is_read_as_rgb(tmp_path, mode):
+    picture = Image.fromarray(chelsea())
+    if mode == "I;16":
+        grey = np.asarray(picture.convert("L")).astype(np.uint16) * 256
+        picture = Image.fromarray(grey)
+    else:
+        picture = picture.convert(mode)
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    picture.save(path)
+    image = cli._read_image(str(path))
+    assert (image.mode, image.size) == ("RGB", (451, 300))
+    # A grey copy keeps the brightness; only the two-valued one is far from it.
+    error = np.abs(
+        np.asarray(image.convert("L"), float)
+        - np.asarray(Image.fromarray(chelsea()).convert("L"), float)
+    ).mean()
+    assert error < (128 if mode == "1" else 12)
+
+
+def test_an_image_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert cli._read_image(str(tmp_path / "turned.jpg")).size == (20, 40)
+
+
+def test_the_default_image_needs_the_demo_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    assert 'pip install "captum-unioncam[demo]"' in fails(capsys)
+
+
+def test_a_failure_leaves_the_old_file_and_no_other(monkeypatch):
+    open("picture.png", "w").write("old")
+
+    def fail(*_):
+        raise OSError("disk is gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk is gone"):
+        cli._write("picture.png", b"new")
+    assert os.listdir(".") == ["picture.png"] and open("picture.png").read() == "old"
+
+
+def test_ctrl_c_ends_with_130_and_writes_nothing(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_classifier", interrupt)
+    assert main(["explain"]) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert not os.listdir(".")
+
+
+def test_a_layer_of_several_tensors_is_refused(monkeypatch, cat, capsys):
+    class Split(torch.nn.Module):
+        def forward(self, x):
+            return x[:, :8], x[:, 8:]
+
+    classifier = load_classifier("resnet18", "none")
+    split = Split()
+    classifier.model.layer4.add_module("split", split)
+
+    def forward(x):
+        for block in list(classifier.model.layer4)[:2]:
+            x = block(x)
+        return torch.cat(split(x), 1)
+
+    classifier.model.layer4.forward = forward
+    monkeypatch.setattr(cli, "load_classifier", lambda *_: classifier)
+    assert main(["explain", cat, "--layer", "layer4.split", "--max-channels", "1"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("--layer layer4.split has several tensors; choose another")
+    assert not os.listdir(".")
