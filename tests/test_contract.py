@@ -4,6 +4,7 @@ Every test runs for every method of METHODS. The small sets below it name what o
 methods do; a new method joins METHODS, and the sets that describe it.
 """
 
+import contextlib
 import copy
 import inspect
 import random
@@ -51,7 +52,7 @@ GRADIENT = (UnionCAM, DenoisedGradCAM)
 # Return maps that are scaled to [0, 1].
 SCALED = (UnionCAM,)
 
-# A flat or a broken map warns; nothing else may.
+# A flat or a broken map warns, and would make most comparisons empty.
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -87,7 +88,7 @@ def make_net(dims=2, in_place=False, head=None, outputs=CLASSES, after_layer=Non
     """A net whose layer is ``relu``, with a rest that is not linear."""
     conv = CONVOLUTIONS[dims - 1]
     features = CHANNELS * int(np.prod(LAYER_SIZE[:dims]))
-    return seeded(
+    net = seeded(
         lambda: nn.Sequential(
             OrderedDict(
                 conv=conv(3, CHANNELS, 3, stride=2, padding=1),
@@ -101,6 +102,10 @@ def make_net(dims=2, in_place=False, head=None, outputs=CLASSES, after_layer=Non
             )
         )
     )
+    with torch.no_grad():  # no map is flat, on the layers with negative values either
+        net.conv.bias += 0.5
+        net.conv2.bias += 1
+    return net
 
 
 def make_images(examples=EXAMPLES, dims=2, channels=3, size=SIZE, seed=0):
@@ -254,6 +259,13 @@ class Call(nn.Module):
 
     def forward(self, x):
         return self.function(x)
+
+
+@contextlib.contextmanager
+def degenerate_maps_allowed():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*maps of examples")
+        yield
 
 
 def singles(method, net, layer, x, targets, **options):
@@ -484,6 +496,7 @@ def test_result_is_detached_contiguous_and_owns_its_memory(method, net, images):
 @every_method
 def test_one_channel_and_one_example_do_not_alias_the_activation(method):
     conv = seeded(lambda: nn.Conv2d(3, 1, 3))
+    nn.init.ones_(conv.bias)
     model = nn.Sequential(conv, nn.Identity(), nn.Softplus(), nn.Flatten())
     seen = []
     conv.register_forward_hook(lambda *args: seen.append(args[2]))
@@ -535,7 +548,9 @@ def test_a_layer_of_several_tensors_gives_a_tuple(method, net, images, container
         def forward(self, x):
             return container((F.relu(x), F.max_pool2d(x, 2)))
 
-    several = make_net(after_layer=Call(lambda pair: pair[0] + pair[1].mean()))
+    several = make_net(
+        after_layer=Call(lambda pair: pair[0] + F.interpolate(pair[1], (5, 4)))
+    )
     several.relu = Split()
     maps = method(several, several.relu).attribute(images, target=1)
     assert isinstance(maps, tuple)
@@ -574,7 +589,7 @@ def test_a_list_of_inputs_is_refused_like_captum_does(method, net, images):
 def test_a_batch_equals_its_examples_alone(method, dims, layer):
     net, images = make_net(dims), make_images(5, dims)
     images[1] *= 30  # so that a scale shared by the batch would show
-    images[2] -= 3
+    images[2] *= 0.1
     layer = net.get_submodule(layer)
     targets = [4, 0, 1, 3, 2]
     maps = method(net, layer).attribute(images, target=targets)
@@ -616,7 +631,8 @@ def test_masked_passes_hold_at_most_so_many_masks_an_example(
         make_images(examples), target=1, perturbations_per_eval=per_eval
     )
     assert max(forward_func.sizes) <= per_eval * examples
-    assert forward_func.sizes.count(per_eval * examples) >= 1
+    if method in CHANNEL_MASKING:
+        assert max(forward_func.sizes) == min(per_eval, CHANNELS) * examples
 
 
 @masking_method
@@ -990,7 +1006,6 @@ def test_frozen_models_give_the_same_map(method, net, images):
 
 @every_method
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.filterwarnings("ignore:.*maps of examples")
 def test_a_layer_that_the_output_does_not_depend_on_is_no_error(method, images, frozen):
     class Aside(nn.Module):
         def __init__(self):
@@ -1002,7 +1017,8 @@ def test_a_layer_that_the_output_does_not_depend_on_is_no_error(method, images, 
             return self.net(x)
 
     model = Aside().requires_grad_(not frozen)
-    maps = method(model, model.aside).attribute(images, target=1)
+    with degenerate_maps_allowed():
+        maps = method(model, model.aside).attribute(images, target=1)
     assert maps.shape == (EXAMPLES, 1, 7, 6)
     assert maps.isfinite().all()
 
@@ -1092,7 +1108,8 @@ def test_the_last_call_of_a_layer_counts(method, images):
     class Twice(nn.Module):
         def __init__(self, last):
             super().__init__()
-            self.relu, self.last = nn.ReLU(), last or self.relu
+            self.relu = nn.ReLU()
+            self.last = last or self.relu
             self.start = seeded(lambda: nn.Conv2d(3, CHANNELS, 3, padding=1))
             self.middle = seeded(lambda: nn.Conv2d(CHANNELS, 2, 3), seed=1)
             self.end = seeded(lambda: nn.Linear(2 * 7 * 6, CLASSES))
@@ -1142,10 +1159,10 @@ def test_a_layer_called_with_keywords_works(method, images):
 @every_method
 @pytest.mark.parametrize("scale", [1e-8, 1e4, -1e4])
 @pytest.mark.parametrize("outputs", [1, CLASSES])
-@pytest.mark.filterwarnings("ignore:.*maps of examples")
 def test_scores_of_any_size_give_finite_maps(method, images, scale, outputs):
     net = make_net(outputs=outputs, head=Call(lambda x: x * scale)).float()
-    maps = method(net, net.relu).attribute(images.float(), target=0)
+    with degenerate_maps_allowed():
+        maps = method(net, net.relu).attribute(images.float(), target=0)
     assert maps.isfinite().all()
     if method in SCALED:
         assert maps.min() >= 0
@@ -1713,10 +1730,10 @@ FLAT_LAYERS = {
 
 @every_method
 @pytest.mark.parametrize("layer", FLAT_LAYERS)
-@pytest.mark.filterwarnings("ignore:.*maps of examples")
 def test_flat_layers_give_finite_maps(method, images, layer):
     model = FixedLayer(FLAT_LAYERS[layer])
-    maps = method(model, model.layer).attribute(images, target=1)
+    with degenerate_maps_allowed():
+        maps = method(model, model.layer).attribute(images, target=1)
     assert maps.isfinite().all()
     if method in SCALED:
         assert not maps.any()
@@ -1733,10 +1750,10 @@ def test_flat_scaled_maps_give_one_warning_that_names_them(method, images, layer
 
 
 @every_method
-@pytest.mark.filterwarnings("ignore:.*maps of examples")
 def test_zero_gradients_give_finite_maps(method, images):
     net = make_net(after_layer=Call(lambda x: x * 0))
-    maps = method(net, net.relu).attribute(images, target=1)
+    with degenerate_maps_allowed():
+        maps = method(net, net.relu).attribute(images, target=1)
     assert maps.isfinite().all()
 
 

@@ -13,8 +13,8 @@ from captum_unioncam.models import (
     load_classifier,
 )
 
-# One small member of each class of torchvision's classifiers, and its head: what pools or
-# flattens, and what follows.
+# One small member of each class of torchvision's classifiers, and its head: what pools
+# or flattens, and what follows.
 HEADS = {
     "alexnet": ["avgpool", "classifier"],
     "convnext_tiny": ["avgpool", "classifier"],

@@ -39,10 +39,10 @@ class RegionCAM(CAMAttribution, PerturbationAttribution):
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
     couples the examples. The mode is left as it is: call ``model.eval()`` first.
 
-    Cost: 2 forward passes of the batch, and 1 for each live channel of each example.
-    The mask of a dead channel (one value everywhere) is all zeros, so that the
-    baseline's score is its exact score. Memory does not grow with the number of
-    channels.
+    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each live
+    channel of each example. The mask of a dead channel (one value everywhere) is all
+    zeros, so that the baseline's score is its exact score. Memory does not grow with
+    the number of channels.
     """
 
     @attribution_method

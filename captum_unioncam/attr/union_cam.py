@@ -96,9 +96,9 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
     couples the examples. The mode is left as it is: call ``model.eval()`` first.
 
-    Cost: 1 forward and 1 backward pass of the batch, 4 forward passes of the batch, and
-    1 for each live channel of each example. Memory does not grow with the number of
-    channels.
+    Cost: 1 forward and 1 backward pass of the batch, 4 more forward passes of it (5 for
+    a single example), and 1 for each live channel of each example. Memory does not grow
+    with the number of channels.
     """
 
     def __init__(

@@ -1,0 +1,61 @@
+"""The README's commands and code run as they stand there."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from captum_unioncam.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_python_code_runs(capsys):
+    torch.manual_seed(0)
+    names = {}
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), names)
+    assert names["attr"].shape == (1, 1, 7, 7)
+    assert os.listdir(".") == ["overlay.png"]
+    numbers = re.findall(
+        r"(infidelity|sensitivity) tensor\(\[(\S+)\]", capsys.readouterr().out
+    )
+    assert [name for name, _ in numbers] == ["infidelity", "sensitivity"]
+    assert all(float(number) > 0 for _, number in numbers)
+
+
+def test_the_first_command_makes_the_picture(capsys):
+    install, command = blocks("bash")[0].strip().split(" && ")
+    assert install.startswith("pip install -c constraints.txt -e ")
+    program, *arguments = shlex.split(command)
+    assert program == "captum-unioncam"
+    assert main(arguments) == 0
+    assert os.listdir(".") == ["unioncam.png"]
+    assert "UnionCAM attribution: 100%" in capsys.readouterr().err
+
+
+def test_continuous_integration_runs_the_second_command():
+    (command,) = re.findall("^pip install .* && pytest$", README, re.MULTILINE)
+    assert blocks("bash")[1].strip() == command
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "grep -x 'pip install .* && pytest' README.md" in script
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
