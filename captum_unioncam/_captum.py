@@ -140,10 +140,20 @@ class LayerCall:
         """Returns copies of the inputs, which a model or a hook may change."""
         return tuple(inp.detach().clone() for inp in self.inputs)
 
+    def cloned_arguments(self) -> tuple[Any, ...] | None:
+        """Returns the additional arguments, with copies of the tensors among them."""
+        if self.additional_forward_args is None:
+            return None
+        return tuple(
+            arg.detach().clone() if isinstance(arg, Tensor) else arg
+            for arg in self.additional_forward_args
+        )
+
     def run(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None) -> Any:
         """Returns the model's whole output for other inputs and arguments."""
         output = _run_forward(self.forward_func, inputs, None, args)
-        return output.wait() if isinstance(output, torch.futures.Future) else output
+        # Future.then returns an instance of the private base class of Future.
+        return output.wait() if hasattr(output, "wait") else output
 
     def activations(self) -> tuple[Tensor, ...]:
         """Returns the layer's tensors. Cost: one forward pass of the batch."""
@@ -151,7 +161,7 @@ class LayerCall:
             self.forward_func,
             self.cloned_inputs(),
             self.layer,
-            self.additional_forward_args,
+            self.cloned_arguments(),
             device_ids=self.device_ids,
             attribute_to_layer_input=self.attribute_to_layer_input,
         )
@@ -182,7 +192,7 @@ class LayerCall:
                 self.layer,
                 inputs,
                 self.target,
-                self.additional_forward_args,
+                self.cloned_arguments(),
                 device_ids=self.device_ids,
                 attribute_to_layer_input=self.attribute_to_layer_input,
                 grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},

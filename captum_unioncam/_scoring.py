@@ -254,12 +254,11 @@ def _pick_argument(argument: Any, examples: Tensor, batch_size: int) -> Any:
     """Returns the rows of the given examples, for a tensor with one row for each.
 
     Any other argument (a number, None, a list, a tensor of another length such as a
-    weight for each class) goes to the model as it is, in every chunk.
+    weight for each class) goes to the model whole, in every chunk. Tensors are copies,
+    because a model may change them in place.
     """
-    if (
-        isinstance(argument, Tensor)
-        and argument.dim()
-        and argument.shape[0] == batch_size
-    ):
+    if not isinstance(argument, Tensor):
+        return argument
+    if argument.dim() and argument.shape[0] == batch_size:
         return argument[examples.to(argument.device)]
-    return argument
+    return argument.clone()

@@ -47,6 +47,8 @@ METHODS = (UnionCAM, DenoisedGradCAM, RegionCAM)
 MASKING = (UnionCAM, RegionCAM)
 # Mask the inputs by each channel of the layer.
 CHANNEL_MASKING = (UnionCAM, RegionCAM)
+# Weigh each channel on its own, so that a channel of zeros adds nothing.
+ADDING = (UnionCAM, DenoisedGradCAM, RegionCAM)
 # Differentiate the model.
 GRADIENT = (UnionCAM, DenoisedGradCAM)
 # Return maps that are scaled to [0, 1].
@@ -1030,6 +1032,23 @@ def test_layers_that_the_model_never_runs_raise_captums_error(method, net, image
 
 
 @every_method
+def test_outputs_without_examples_are_refused(method, net, images):
+    with pytest.raises((IndexError, ValueError), match="0-dim|one row for each"):
+        method(lambda x: net(x).sum(), net.relu).attribute(images)
+
+
+@pytest.mark.parametrize("method", [m for m in MASKING if m not in GRADIENT])
+def test_models_that_return_futures_work_where_captums_do(method, net, images):
+    def model(x):
+        future = torch.futures.Future()
+        future.set_result(net(x))
+        return future
+
+    maps = method(model, net.relu).attribute(images, target=1)
+    assert torch.equal(maps, method(net, net.relu).attribute(images, target=1))
+
+
+@every_method
 def test_no_grad_callers_get_the_same_map(method, net, images):
     expected = method(net, net.relu).attribute(images, target=1)
     with torch.no_grad():
@@ -1101,6 +1120,21 @@ def test_an_in_place_operation_on_a_flat_input_reaches_no_input(method):
         maps = changed.attribute(inputs, target=1)
         torch.testing.assert_close(maps, expected, **EXACT)
     assert_same_states(inputs, before)
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(EXAMPLES, 1, 1, 1), (1, 1, 1, 1)], ids=repr)
+def test_an_in_place_operation_on_an_argument_reaches_no_caller(
+    method, net, images, shape
+):
+    argument = torch.full(shape, 0.7, dtype=torch.float64)
+    plain = method(lambda x, arg: net(x * (arg * 2)), net.relu)
+    in_place = method(lambda x, arg: net(x * arg.mul_(2)), net.relu)
+    expected = plain.attribute(images, 1, argument)
+    before = states([argument])
+    maps = in_place.attribute(images, 1, argument)
+    torch.testing.assert_close(maps, expected, **EXACT)
+    assert_same_states([argument], before)
 
 
 @every_method
@@ -1484,6 +1518,20 @@ def test_noise_tunnel_takes_several_inputs(method):
     torch.testing.assert_close(maps, cam.attribute(inputs, target=1), **EXACT)
 
 
+@masking_method
+@pytest.mark.parametrize("shape", [(EXAMPLES, 3, *SIZE[:2]), (1, 3, 1, 1)], ids=repr)
+def test_noise_tunnel_takes_baselines(method, net, images, shape):
+    baselines = torch.linspace(0, 1, int(np.prod(shape)), dtype=torch.float64)
+    baselines = baselines.view(shape)
+    cam, target = method(net, net.relu), [4, 0, 2]
+    expected = cam.attribute(images, target, baselines=baselines)
+    assert not torch.allclose(expected, cam.attribute(images, target), **EXACT)
+    maps = NoiseTunnel(cam).attribute(
+        images, nt_samples=2, stdevs=0.0, target=target, baselines=baselines
+    )
+    torch.testing.assert_close(maps, expected, **EXACT)
+
+
 # Metrics
 
 
@@ -1689,7 +1737,7 @@ class FixedLayer(nn.Module):
 
     def forward(self, x):
         hidden = self.layer(x)
-        return self.net(x) + torch.tanh(hidden).flatten(1).mean(1, keepdim=True)
+        return self.net(x + 0.1 * hidden.tanh().sum(1, keepdim=True))
 
 
 def dead_channel(x):
@@ -1697,15 +1745,20 @@ def dead_channel(x):
 
 
 @every_method
-def test_dead_channels_change_nothing(method, images):
-    alive = FixedLayer(lambda x: x * 1)
-    partly_dead = FixedLayer(lambda x: dead_channel(x) * 4 / 3)  # the mean stays
-    maps = method(partly_dead, partly_dead.layer).attribute(images, target=1)
+def test_dead_channels_give_finite_maps(method, images):
+    model = FixedLayer(dead_channel)
+    maps = method(model, model.layer).attribute(images, target=1)
     assert maps.isfinite().all()
+    expected = singles(method, model, model.layer, images, [1] * EXAMPLES)
+    torch.testing.assert_close(maps, expected, **EXACT)
+
+
+@pytest.mark.parametrize("method", ADDING)
+def test_dead_channels_add_nothing(method, images):
+    alive, partly_dead = FixedLayer(lambda x: x * 1), FixedLayer(dead_channel)
+    maps = method(partly_dead, partly_dead.layer).attribute(images, target=1)
     expected = method(alive, alive.layer).attribute(images, target=1)
-    if method in SCALED:
-        assert maps.flatten(1).amax(1).eq(1).all()
-    assert maps.shape == expected.shape
+    torch.testing.assert_close(maps, expected, **EXACT)
 
 
 @pytest.mark.parametrize("method", CHANNEL_MASKING)
@@ -1726,6 +1779,8 @@ FLAT_LAYERS = {
     "zero": lambda x: 0 * x,
     "1x1": lambda x: x.mean((2, 3), keepdim=True),
 }
+# Gradients can still tell the positions of a constant layer apart.
+BLANK_LAYERS = ("zero", "1x1")
 
 
 @every_method
@@ -1735,12 +1790,12 @@ def test_flat_layers_give_finite_maps(method, images, layer):
     with degenerate_maps_allowed():
         maps = method(model, model.layer).attribute(images, target=1)
     assert maps.isfinite().all()
-    if method in SCALED:
+    if method in SCALED and layer in BLANK_LAYERS:
         assert not maps.any()
 
 
 @pytest.mark.parametrize("method", SCALED)
-@pytest.mark.parametrize("layer", FLAT_LAYERS)
+@pytest.mark.parametrize("layer", BLANK_LAYERS)
 def test_flat_scaled_maps_give_one_warning_that_names_them(method, images, layer):
     model = FixedLayer(FLAT_LAYERS[layer])
     with pytest.warns(UserWarning, match=r"examples \[0, 1, 2\] are flat") as caught:

@@ -349,7 +349,7 @@ def _part_map(
     maps = part.attribute(
         inputs if len(inputs) > 1 else inputs[0],
         target=call.target,
-        additional_forward_args=call.additional_forward_args,
+        additional_forward_args=call.cloned_arguments(),
         attribute_to_layer_input=call.attribute_to_layer_input,
     )
     maps = as_tuple(maps)
