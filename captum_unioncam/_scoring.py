@@ -68,9 +68,8 @@ class MaskScorer:
 
     Raises:
         ValueError: If no input has the rank ``dim``, ``baselines`` do not fit the
-        inputs,
-            the model's output has not one row for each example, or ``score_func`` has
-            not one value for each example at the target.
+            inputs, the model's output has not one row for each example, or
+            ``score_func`` has not one value for each example at the target.
         AssertionError: If the target selects more than one value for each example.
 
     Attributes:

@@ -33,8 +33,7 @@ def to_input(
 
     Raises:
         ValueError: If the maps are not (N, 1, *layer_size), or an input has another
-        rank
-            or number of examples.
+            rank or number of examples.
 
     Examples::
 

@@ -69,20 +69,22 @@ class UnionCAMDetails:
 class UnionCAM(CAMAttribution, PerturbationAttribution):
     r"""Shows the evidence for the target: denoised gradients and scored regions.
 
-    1. AMD: :class:`DenoisedGradCAM` makes the gradient map
-    :math:`L_\mathrm{denoising}`. 2. :class:`RegionCAM` makes the region map
-    :math:`L_\mathrm{region}`. 3. AMU fuses them by their score contributions (Eqs. 4 to
-    6), each map scaled as the
-       mask that is scored:
+    :class:`DenoisedGradCAM` (AMD) and :class:`RegionCAM` make the component maps. AMU
+    fuses them by their score contributions (Eqs. 4 to 6), each map scaled as the mask
+    that is scored:
 
-       .. math::
-           \beta_i &= f_c(L_i \odot I_0) - f_c(I_b) \\
-           L_\mathrm{de\_region} &= \beta_\mathrm{denoising} L_\mathrm{denoising}
-           + \beta_\mathrm{region} L_\mathrm{region}
+    .. math::
+        \beta_i &= f_c(L_i \odot I_0) - f_c(I_b) \\
+        L_\mathrm{de\_region} &= \beta_\mathrm{denoising} L_\mathrm{denoising}
+        + \beta_\mathrm{region} L_\mathrm{region}
 
-    4. AMS keeps the fused map where it scores higher than the region map, else the
-    region
-       map (Eqs. 7, 8).
+    AMS keeps the fused map where it scores higher than the region map, else the region
+    map (Eqs. 7, 8):
+
+    .. math::
+        L_\mathrm{union} = L_\mathrm{de\_region}
+        \text{ if } \beta_\mathrm{de\_region} > \beta_\mathrm{region}
+        \text{ else } L_\mathrm{region}
 
     where :math:`f_c` is the score, a confidence (see ``score_func``), :math:`I_0` the
     input and :math:`I_b` the baseline.
@@ -242,11 +244,10 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
 
         Raises:
             ValueError: If ``theta`` is outside [0, 100], the layer is not spatial, no
-            input
-                has the layer's rank, ``baselines`` do not fit, ``max_channels`` or
-                ``perturbations_per_eval`` is not positive, ``score_func`` has not one
-                value for each example at the target, the output does not grow with the
-                batch, or a part returns another shape than (N, 1, *layer_size).
+                input has the layer's rank, ``baselines`` do not fit, ``max_channels``
+                or ``perturbations_per_eval`` is not positive, ``score_func`` has not
+                one value for each example at the target, the output does not grow with
+                the batch, or a part returns another shape than (N, 1, *layer_size).
 
         Examples::
 
