@@ -92,13 +92,12 @@ def percentile(maps: Tensor, q: float) -> Tensor:
 
 
 def blend(inputs: Tensor, masks: Tensor, baselines: Tensor) -> Tensor:
-    """Masks inputs: m * x + (1 - m) * b, in the type of ``inputs``.
+    """Masks inputs: m * x + (1 - m) * b, in the type and memory format of ``inputs``.
 
     Integer inputs are blended as floats, rounded and cast back.
     """
     values = at_least_float32(inputs)
-    # Each term is finite wherever x and b are; lerp's b + m * (x - b) can overflow.
-    blended = masks * values + (1 - masks) * baselines
+    blended = torch.lerp(baselines.to(values), values, masks.to(values))
     if not inputs.dtype.is_floating_point:
         blended = blended.round()
     return blended.to(inputs.dtype)

@@ -1,5 +1,8 @@
 """Confidences, and the engine that scores masks."""
 
+import re
+import warnings
+
 import pytest
 import torch
 from nets import Case
@@ -114,10 +117,109 @@ def test_flat_maps_and_maps_that_are_not_finite_gain_nothing():
     assert gains[0, 0] == 0 and gains[0, 1] != 0 and not gains[1].any()
 
 
-def test_the_progress_bar_counts_forward_passes(capsys):
+def test_the_progress_bar_counts_masks(capsys):
     engine, _ = scorer(3, perturbations_per_eval=2)
     maps = torch.rand(3, 5, 4, 4, dtype=torch.float64)
     with torch.no_grad():
         engine.score(maps, torch.ones(3, 5, dtype=torch.bool), "UnionCAM")
     out, err = capsys.readouterr()
-    assert "UnionCAM attribution: 100%" in err and "3/3" in err and not out
+    assert "UnionCAM attribution: 100%" in err and "15/15" in err and not out
+
+
+def view_model(image):
+    """A model that views activations, which works on contiguous images only."""
+    maps = torch.nn.functional.conv2d(image, torch.ones(4, 2, 3, 3).to(image))
+    return maps.view(len(maps), -1)
+
+
+@pytest.mark.parametrize(
+    "baselines", [0, torch.rand(3, 2, 7, 7), torch.rand(1, 2, 7, 7)]
+)
+def test_images_are_masked_in_channels_last(baselines):
+    net, inputs = Case().build(0)
+    seen = []
+
+    def forward_func(image):
+        seen.append(image.is_contiguous(memory_format=torch.channels_last))
+        return net(image)
+
+    call = LayerCall.prepare(forward_func, net.layer, None, inputs, 0, None, False)
+    with torch.no_grad():
+        engine = MaskScorer(call, 4, baselines)
+        engine.score(torch.rand(3, 2, 4, 4), torch.ones(3, 2, dtype=torch.bool))
+    assert len(seen) == 2 and all(seen)
+    assert inputs.is_contiguous()
+
+
+def test_a_model_that_views_activations_gets_contiguous_images():
+    inputs = torch.rand(2, 2, 6, 6)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        view_model(inputs.contiguous(memory_format=torch.channels_last))
+    layer = torch.nn.Identity()
+    call = LayerCall.prepare(view_model, layer, None, (inputs,), 0, None, False)
+    engine = MaskScorer(call, 4)
+    scores = engine.score(torch.rand(2, 3, 3, 3), torch.ones(2, 3, dtype=torch.bool))
+    assert scores.isfinite().all()
+
+
+def test_any_other_error_of_the_model_passes():
+    calls = []
+
+    def forward_func(image):
+        calls.append(1)
+        raise RuntimeError("broken")
+
+    inputs = torch.rand(2, 2, 6, 6)
+    layer = torch.nn.Identity()
+    call = LayerCall.prepare(forward_func, layer, None, (inputs,), 0, None, False)
+    with pytest.raises(RuntimeError, match="broken"):
+        MaskScorer(call, 4)
+    assert len(calls) == 1
+
+
+def small_memory(limit, net):
+    """A model for whose device batches above a limit are too large."""
+    sizes = []
+
+    def forward_func(image):
+        if len(image) > limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(image))
+        return net(image)
+
+    return forward_func, sizes
+
+
+@pytest.mark.parametrize("limit", [3, 1])
+def test_out_of_memory_halves_the_chunk_and_loses_no_score(limit):
+    net, inputs = Case().build(0, batch=1)
+    maps = torch.rand(1, 20, 4, 4, dtype=torch.float64)
+    keep = torch.ones(1, 20, dtype=torch.bool)
+    keep[0, 3] = False
+    forward_func, sizes = small_memory(limit, net)
+    scores = []
+    for function in (net, forward_func):
+        call = LayerCall.prepare(function, net.layer, None, inputs, 0, None, False)
+        with warnings.catch_warnings(record=True) as seen, torch.no_grad():
+            engine = MaskScorer(call, 4, perturbations_per_eval=12)
+            sizes.clear()
+            scores.append(engine.score(maps, keep))
+    assert torch.allclose(*scores, rtol=0, atol=1e-12)
+    (warning,) = seen
+    message = f"12 masked inputs did not fit .*; went on with {limit}. Pass a smaller"
+    assert re.match(message, str(warning.message))
+    assert sizes == ([3] * 6 + [1] if limit == 3 else [1] * 19)
+
+
+def test_out_of_memory_for_a_single_mask_passes():
+    net, inputs = Case().build(0, batch=1)
+    forward_func, _ = small_memory(9, net)
+    call = LayerCall.prepare(forward_func, net.layer, None, inputs, 0, None, False)
+    engine = MaskScorer(call, 4)
+    call = LayerCall.prepare(
+        small_memory(0, net)[0], net.layer, None, inputs, 0, None, 0
+    )
+    engine._call = call
+    maps = torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        engine.score(maps, torch.ones(1, 1, dtype=torch.bool))
