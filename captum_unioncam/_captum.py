@@ -5,6 +5,8 @@ the package leans on, and every other module takes them from here.
 """
 
 import functools
+import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ __all__ = [
     "format_output",
     "progress_bar",
     "select_targets",
+    "warn_user",
 ]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -58,6 +61,17 @@ def attribution_method(method: Method) -> Method:
             return method(*args, **kwargs)
 
     return cast(Method, log_usage(part_of_slo=True)(isolated))
+
+
+def warn_user(message: str) -> None:
+    """Warns at the user's line: the first frame outside of Captum and this package."""
+    depth, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "captum",
+        "captum_unioncam",
+    ):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, stacklevel=depth)
 
 
 def as_tuple(tensors: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -93,6 +107,23 @@ def _outside_inference_mode(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_inference():
         return value.clone()
     return value
+
+
+def _check_rows(output: Any, rows: int) -> Tensor:
+    """Refuses an output that is no tensor with a row for each example."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"`forward_func` must return a Tensor, got a {type(output).__name__}; wrap "
+            "the model in a function that returns the tensor to explain."
+        )
+    if output.dim() == 0 or output.shape[0] != rows:
+        raise ValueError(
+            "`forward_func` must return one row for each example: expected a first "
+            f"dimension of {rows} for {rows} examples, got the shape "
+            f"{tuple(output.shape)}; do not reduce over the batch (a model that takes "
+            "one example at a time needs `perturbations_per_eval=1`)."
+        )
+    return output
 
 
 @dataclass(frozen=True)
@@ -149,11 +180,13 @@ class LayerCall:
             for arg in self.additional_forward_args
         )
 
-    def run(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None) -> Any:
+    def run(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None) -> Tensor:
         """Returns the model's whole output for other inputs and arguments."""
-        output = _run_forward(self.forward_func, inputs, None, args)
-        # Future.then returns an instance of the private base class of Future.
-        return output.wait() if hasattr(output, "wait") else output
+        output: Any = _run_forward(self.forward_func, inputs, None, args)
+        if hasattr(output, "wait"):
+            # Future.then returns an instance of the private base class of Future.
+            output = output.wait()
+        return _check_rows(output, len(inputs[0]))
 
     def activations(self) -> tuple[Tensor, ...]:
         """Returns the layer's tensors. Cost: one forward pass of the batch."""
@@ -178,6 +211,19 @@ class LayerCall:
         if self.batch_size == 0:  # Captum reads the first example's output
             activations = self.activations()
             return activations, tuple(map(torch.zeros_like, activations))
+
+        @functools.wraps(self.forward_func)  # Captum reads signature and device_ids
+        def forward_func(*args: Any) -> Tensor:
+            output = _check_rows(self.forward_func(*args), self.batch_size)
+            if output.requires_grad:
+                return output
+            warn_user(
+                "The output does not depend on `layer` in a way that autograd can see: "
+                "its gradients are taken for zero. Does `forward_func` detach its "
+                "output, or run under torch.no_grad?"
+            )
+            return output.detach().requires_grad_()
+
         with torch.enable_grad():
             # Inputs that require grad give frozen models a graph. The model gets a
             # clone, because an in-place first operation is not allowed on a leaf;
@@ -188,7 +234,7 @@ class LayerCall:
                 for inp in self.cloned_inputs()
             )
             gradients, activations = compute_layer_gradients_and_eval(
-                self.forward_func,
+                forward_func,
                 self.layer,
                 inputs,
                 self.target,

@@ -5,7 +5,6 @@ example's inputs, the masked inputs go through the model in chunks, and only sco
 kept: memory depends on the size of a chunk, not on the number of maps.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from captum_unioncam._captum import (
     expand_target,
     progress_bar,
     select_targets,
+    warn_user,
 )
 from captum_unioncam._maps import at_least_float32, blend, is_flat, to_mask
 
@@ -90,6 +90,8 @@ class MaskScorer:
         score_func: ScoreFunc | None = None,
         perturbations_per_eval: int | None = None,
     ) -> None:
+        if score_func is not None and not callable(score_func):
+            raise TypeError(f"`score_func` must be a callable, got {score_func!r}.")
         self._call = call
         self._score_func = confidence if score_func is None else score_func
         masked = [inp for inp in call.inputs if inp.dim() == dim]
@@ -168,7 +170,7 @@ class MaskScorer:
     def _score_chunk(
         self, maps: Tensor, examples: Tensor, target: TargetType
     ) -> Tensor | None:
-        """Scores maps, (P, *spatial), or returns None if memory is too small for them."""
+        """Scores maps, (P, *spatial); returns None if memory is too small for them."""
         try:
             output = self._output(maps.unsqueeze(1), examples)
             return self._scores_at_target(output, target)
@@ -178,10 +180,9 @@ class MaskScorer:
             return None  # with the exception go the tensors that its traceback holds
 
     def _warn_of_memory(self, first_chunk: int, chunk: int) -> None:
-        warnings.warn(
+        warn_user(
             f"{first_chunk} masked inputs did not fit the device's memory together; "
-            f"went on with {chunk}. Pass a smaller `perturbations_per_eval`.",
-            stacklevel=2,
+            f"went on with {chunk}. Pass a smaller `perturbations_per_eval`."
         )
 
     def gains(self, maps: Tensor) -> Tensor:
@@ -209,16 +210,10 @@ class MaskScorer:
             self._warn_of_memory(self._chunk, 1)
             self._chunk = 1
             return self._score_baseline()
-        self._check_output(output, target, size * repeats)
-        try:
-            scores = self._scores_at_target(output, target)
-        except (AssertionError, IndexError, RuntimeError) as error:
-            raise self._score_func_error(f"{error}") from error
-        if len(scores) != size * repeats:
-            raise self._score_func_error(f"{len(scores)} values in all")
-        return scores[:size]
+        self._check_scores(output, target)
+        return self._scores_at_target(output, target)[:size]
 
-    def _output(self, maps: Tensor | None, examples: Tensor) -> Any:
+    def _output(self, maps: Tensor | None, examples: Tensor) -> Tensor:
         """Runs the model on the examples masked by one map each; None masks all."""
         call = self._call
         inputs = []
@@ -242,31 +237,31 @@ class MaskScorer:
         scores = select_targets(self._score_func(output), target)
         return at_least_float32(scores).reshape(-1)
 
-    def _check_output(self, output: Any, target: TargetType, rows: int) -> None:
-        """Refuses an output that has not one value for each example at the target."""
-        if not isinstance(output, Tensor):
+    def _check_scores(self, output: Tensor, target: TargetType) -> None:
+        """Refuses scores without one value for each row at the target."""
+        rows, scores = len(output), self._score_func(output)
+        if not isinstance(scores, Tensor):
             raise TypeError(
-                f"`forward_func` must return a Tensor, got a {type(output).__name__}; "
-                "wrap the model in a function that returns the tensor to explain."
+                f"`score_func` must return a Tensor, got a {type(scores).__name__}."
             )
-        if output.dim() == 0 or output.shape[0] != rows:
-            raise ValueError(
-                "`forward_func` must return one row for each example: expected a first "
-                f"dimension of {rows} for {rows} examples, got the shape "
-                f"{tuple(output.shape)}; do not reduce over the batch."
+        try:
+            shape = tuple(select_targets(scores, target).shape)
+        except (AssertionError, IndexError, RuntimeError) as error:
+            select_targets(output, target)  # raises Captum's error for a wrong target
+            raise self._score_func_error(scores, f"{error}") from error
+        if shape not in ((rows,), (rows, 1)):
+            # The type and the text that Captum's gradient methods have for this.
+            assert scores.shape != output.shape, (
+                "Target not provided when necessary, cannot score multiple outputs: "
+                f"`target` {target} leaves {shape} for {rows} examples."
             )
-        selected = select_targets(output, target)
-        # The type and the text that Captum's gradient methods have for this.
-        assert selected.numel() == rows, (
-            "Target not provided when necessary, cannot score multiple outputs: "
-            f"`target` {target} leaves {tuple(selected.shape)} for {rows} examples."
-        )
+            raise self._score_func_error(scores, f"{shape} at the target")
 
-    def _score_func_error(self, reason: str) -> ValueError:
+    def _score_func_error(self, scores: Tensor, reason: str) -> ValueError:
         return ValueError(
-            "`score_func` must keep the output's shape, so that it has one value for "
-            f"each example at `target`; got {reason}. Pass a function such as "
-            "torch.sigmoid."
+            "`score_func` must return one value for each example at `target`, got the "
+            f"shape {tuple(scores.shape)} ({reason}); keep the output's shape, as "
+            "torch.sigmoid does."
         )
 
 
@@ -303,14 +298,16 @@ def _format_baselines(
             formatted.append(None)
             continue
         values = at_least_float32(torch.as_tensor(baseline, device=inp.device))
-        try:
-            values.expand(inp.shape)
-        except RuntimeError as error:
+        shape = tuple(values.shape) or (1,) * dim
+        fits = len(shape) == dim and all(
+            length in (1, whole) for length, whole in zip(shape, inp.shape, strict=True)
+        )
+        if not fits:
             raise ValueError(
-                "`baselines` must broadcast to the inputs: expected a shape such as "
-                f"{(1, *inp.shape[1:])}, got {tuple(values.shape)}."
-            ) from error
-        formatted.append(values[(None,) * (dim - values.dim())])
+                "`baselines` must have the rank of their input and broadcast to it: "
+                f"expected a shape such as {(1, *inp.shape[1:])}, got {shape}."
+            )
+        formatted.append(values.view(shape))
     return tuple(formatted)
 
 
@@ -329,9 +326,9 @@ def _pick(target: TargetType, examples: Tensor, numbers: list[int]) -> TargetTyp
 def _pick_argument(argument: Any, examples: Tensor, batch_size: int) -> Any:
     """Returns the rows of the given examples, for a tensor with one row for each.
 
-    Any other argument (a number, None, a list, a tensor of another length such as a
-    weight for each class) goes to the model whole, in every chunk. Tensors are copies,
-    because a model may change them in place.
+    Any other argument (a number, None, a list, a tensor of another length) goes to the
+    model whole, in every chunk. Tensors are copies, because a model may change them in
+    place.
     """
     if not isinstance(argument, Tensor):
         return argument

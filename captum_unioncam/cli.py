@@ -5,19 +5,21 @@ after Ctrl-C. Files are written whole or not at all.
 """
 
 import argparse
-import contextlib
 import io
 import json
 import math
 import os
+import re
 import sys
 import tempfile
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
 DEFAULT_OUTPUT = "unioncam.png"
 DOTS_PER_INCH = 100
 TOP = 3
+REASON_LENGTH = 160
+
+# Models crop to a square after they bring the shorter side to some 256 pixels: a very
+# long image would take a lot of memory, and show next to nothing.
+LARGEST_ASPECT = 50
 
 
 class UsageError(ValueError):
@@ -54,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -158,11 +165,7 @@ def _number(
 
 def _explain(options: argparse.Namespace) -> None:
     started = time.perf_counter()
-    _check_writable(options.output)
-    if not options.output.lower().endswith(".png"):
-        raise UsageError(f"--output must end with .png, got {options.output!r}")
-    if options.json not in (None, "-"):
-        _check_writable(options.json)
+    _check_files(options.image, options.output, options.json)
     device = _device(options.device)
     image = _read_image(options.image)
     classifier = load_classifier(options.model, options.weights)
@@ -201,20 +204,8 @@ def _explain(options: argparse.Namespace) -> None:
         "layer": layer_name,
         "layer_size": list(attributions.shape[2:]),
         "theta": options.theta,
-        "target": _named(target, classifier.categories),
-        "confidence": scores[target].item(),
-        "top": [
-            {**_named(index, classifier.categories), "confidence": scores[index].item()}
-            for index in scores.topk(min(TOP, len(scores))).indices.tolist()
-        ],
-        "baseline_score": details.baseline_score.item(),
-        "denoised_gain": details.denoised_gain.item(),
-        "region_gain": details.region_gain.item(),
-        "fused_gain": details.fused_gain.item(),
-        "selected": "fused" if details.fused_selected.item() else "region",
-        "total_channels": details.total_channels.item(),
-        "live_channels": details.live_channels.item(),
-        "scored_channels": details.scored_channels.item(),
+        **_classes(target, scores, classifier.categories),
+        **_numbers(details),
         "seconds": time.perf_counter() - started,
         "picture": options.output,
     }
@@ -225,13 +216,35 @@ def _explain(options: argparse.Namespace) -> None:
     _print_report(report, sys.stderr if options.json == "-" else sys.stdout)
 
 
+def _classes(target: int, scores: Tensor, categories: list[str]) -> dict[str, Any]:
+    """Reports the class that is explained, and the most confident ones."""
+
+    def named(index: int) -> dict[str, Any]:
+        name = categories[index] if categories else None
+        return {"index": index, "name": name, "confidence": scores[index].item()}
+
+    top = scores.topk(min(TOP, len(scores))).indices.tolist()
+    return {"target": named(target), "top": [named(index) for index in top]}
+
+
+def _numbers(details: UnionCAMDetails) -> dict[str, Any]:
+    """Reports the scores, the choice and the channels of a single example."""
+    names = ("baseline_score", "denoised_gain", "region_gain", "fused_gain")
+    channels = ("total_channels", "live_channels", "scored_channels")
+    return {
+        **{name: getattr(details, name).item() for name in (*names, *channels)},
+        "selected": "fused" if details.fused_selected.item() else "region",
+    }
+
+
 def _print_report(report: dict[str, Any], stream: TextIO) -> None:
     """Prints what a person wants to know first."""
+    target = report["target"]
     size = " x ".join(map(str, (report["total_channels"], *report["layer_size"])))
     top = ", ".join(f"{_label(t)} {t['confidence']:.3f}" for t in report["top"])
     for name, value in {
         "model": f"{report['model']}, layer {report['layer']} ({size})",
-        "class": f"{_label(report['target'])}, confidence {report['confidence']:.3f}",
+        "class": f"{_label(target)}, confidence {target['confidence']:.3f}",
         f"top {len(report['top'])}": top,
         "beta": f"denoised {report['denoised_gain']:.3f}, "
         f"region {report['region_gain']:.3f}, fused {report['fused_gain']:.3f} "
@@ -274,10 +287,9 @@ def _device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = f"{error}".splitlines()[0]
-        raise UsageError(f"--device {name} cannot be used: {reason}") from error
+        raise UsageError(f"--device {name} cannot be used: {_reason(error)}") from error
     return device
 
 
@@ -291,20 +303,45 @@ def _read_image(path: str | None) -> "Image":
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-                if image.mode.startswith("I;16"):  # which Pillow clips to 8 bits
-                    image = image.point(lambda value: value / 256, "L")
-                return image.convert("RGB")
+                if max(file.size) > LARGEST_ASPECT * min(file.size):
+                    raise UsageError(
+                        f"{path} is {file.width} x {file.height} pixels; crop it to an "
+                        f"aspect ratio of at most {LARGEST_ASPECT}"
+                    )
+                return _rgb(ImageOps.exif_transpose(file))
+    except UsageError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UsageError(
             f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down first"
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders
-        reason = getattr(error, "strerror", None) or f"{error}".splitlines()[0]
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise whatever a broken file leads to
         raise UsageError(
-            f"{path} cannot be read as an image ({reason}); give a whole JPEG or PNG "
-            "file"
+            f"{path} cannot be read as an image ({_reason(error)}); give a whole JPEG "
+            "or PNG file"
         ) from error
+
+
+def _rgb(image: "Image") -> "Image":
+    """Returns an image in 8-bit RGB: 16 bits scaled down, transparency over black."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):  # which Pillow would clip
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.mode in ("F", "I"):
+        raise ValueError("it has 32 bits a pixel, of no known range")
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, "black")
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first line of an error, in short."""
+    text = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
+    return textwrap.shorten(text.splitlines()[0], REASON_LENGTH, placeholder=" ...")
 
 
 def _chelsea() -> Any:
@@ -334,7 +371,7 @@ def _target(name: str | None, categories: list[str], scores: Tensor) -> int:
     """Returns the index of a class by index or name; None is the predicted class."""
     if name is None:
         return int(scores.argmax())
-    if name.lstrip("-").isdigit():
+    if re.fullmatch("-?[0-9]+", name):
         if not 0 <= int(name) < len(scores):
             raise UsageError(
                 f"--target must be in [0, {len(scores) - 1}], got {int(name)}"
@@ -350,10 +387,6 @@ def _target(name: str | None, categories: list[str], scores: Tensor) -> int:
             f"--target: {name!r} is several classes, {found}; give an index"
         )
     return found[0]
-
-
-def _named(index: int, categories: list[str]) -> dict[str, Any]:
-    return {"index": index, "name": categories[index] if categories else None}
 
 
 def _label(named: dict[str, Any]) -> str:
@@ -377,34 +410,50 @@ def _png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _check_writable(path: str) -> None:
-    """Refuses a file that cannot be written, before there is anything to write."""
-    folder = Path(path).parent
-    try:
-        if Path(path).is_dir():
-            raise IsADirectoryError("it is a directory")
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or f"{error}"
-        raise UsageError(
-            f"{path} cannot be written: {reason}; choose a file in a folder that "
-            "exists and that you may write to"
-        ) from error
+def _check_files(image: str | None, output: str, report: str | None) -> None:
+    """Refuses files that cannot be written, before there is anything to write."""
+    if not output.lower().endswith(".png"):
+        raise UsageError(f"--output must end with .png, got {output!r}")
+    used = [] if image is None else [Path(image).resolve()]
+    for path in (output, report):
+        if path in (None, "-"):
+            continue
+        target = Path(path).resolve()
+        if target in used:
+            raise UsageError(f"{path} is named twice; choose another file to write")
+        used.append(target)
+        try:
+            if target.exists() and not target.is_file():
+                raise OSError("it is not a file")
+            with tempfile.TemporaryFile(dir=target.parent):
+                pass
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"{path} cannot be written: {_reason(error)}; choose a file in a folder that "
+        "exists and that you may write to"
+    )
 
 
 def _write(path: str, content: bytes) -> None:
     """Writes a file whole or not at all, by renaming a temporary one."""
-    handle, temporary = tempfile.mkstemp(dir=Path(path).parent, suffix=".tmp")
+    target = Path(path).resolve()  # a link stays one
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
+        os.replace(temporary, target)
+        temporary = None
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
             os.unlink(temporary)
-        raise
 
 
 def _umask() -> int:

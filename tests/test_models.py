@@ -115,6 +115,21 @@ def test_a_file_of_the_default_models_weights_is_the_default_model(tmp_path):
         assert torch.equal(state[name], value)
 
 
+@pytest.mark.filterwarnings("ignore:.*initialization:FutureWarning")
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_weights_of_models_with_auxiliary_heads(name, auxiliary, tmp_path):
+    options = {"num_classes": 4, "init_weights": False, "aux_logits": auxiliary}
+    own = models.get_model(name, weights=None, **options).eval()
+    own.transform_input = True  # as for the pretrained weights
+    state = own.state_dict()
+    torch.save(dict(sorted(state.items())), tmp_path / "own.pt")
+    classifier = load_classifier(name, str(tmp_path / "own.pt"))
+    inputs = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(classifier.model(inputs), own(inputs))
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", [1], {}, {"state": 1}])
 def test_refuses_a_file_that_is_no_state_dict(tmp_path, content):
     path = tmp_path / "weights.pt"
@@ -124,6 +139,12 @@ def test_refuses_a_file_that_is_no_state_dict(tmp_path, content):
         torch.save(content, path)
     with pytest.raises(ModelError, match="must be a file that holds a state dict"):
         load_classifier("resnet18", str(path))
+
+
+def test_refuses_weights_without_a_head(tmp_path):
+    torch.save({"conv1.weight": torch.tensor(3.0)}, tmp_path / "headless.pt")
+    with pytest.raises(ModelError, match="the weights do not fit resnet18: "):
+        load_classifier("resnet18", str(tmp_path / "headless.pt"))
 
 
 def test_refuses_weights_of_another_model(tmp_path):

@@ -47,11 +47,12 @@ def test_the_first_command_makes_the_picture(capsys):
     assert "UnionCAM attribution: 100%" in capsys.readouterr().err
 
 
-def test_continuous_integration_runs_the_second_command():
+def test_continuous_integration_runs_both_commands():
     (command,) = re.findall("^pip install .* && pytest$", README, re.MULTILINE)
     assert blocks("bash")[1].strip() == command
     script = (ROOT / ".ci" / "run").read_text()
     assert "grep -x 'pip install .* && pytest' README.md" in script
+    assert "grep -x 'pip install .* && captum-unioncam explain .*' README.md" in script
 
 
 def test_links_lead_to_files():

@@ -41,9 +41,7 @@ def test_probabilities_of_every_pixel_are_recognised():
     torch.manual_seed(0)
     probabilities = torch.rand(2, 4, 5, 5, dtype=torch.float64).softmax(1)
     assert torch.equal(confidence(probabilities), probabilities)
-    probabilities[
-        1, 0, 2, 2
-    ] += 1  # one pixel is enough to make the output no such thing
+    probabilities[1, 0, 2, 2] += 1  # one such pixel, and they are no probabilities
     assert torch.equal(confidence(probabilities)[0], probabilities[0])
     expected = probabilities.softmax(1)[1]
     assert torch.equal(confidence(probabilities)[1], expected)

@@ -5,7 +5,6 @@ evidence left out. A method brings its weights; validation, degenerate examples 
 form of the result are here.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +14,9 @@ from captum.attr import LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam._captum import LayerCall, TargetType
+from captum_unioncam._captum import LayerCall, TargetType, warn_user
 from captum_unioncam._maps import at_least_float32, is_flat
 
-# Frames from the warning up to the user's call: _warn, _deliver, attribute, and the two
-# wrappers of attribution_method.
-WARNING_DEPTH = 6
 LISTED_EXAMPLES = 10
 
 
@@ -84,8 +80,10 @@ class CAMAttribution(LayerAttribution):
         broken = maps.isnan().flatten(1).any(1)
         self._warn(broken, "NaN: an activation, a gradient or a score is not finite")
         self._warn(is_flat(maps)[:, 0], "flat: they have one value everywhere")
+        if not dtype.is_floating_point:  # an integer image as the layer's input
+            return maps.contiguous()
         # Unscaled maps may leave the range of a half type.
-        largest = torch.finfo(dtype).max
+        largest = min(torch.finfo(dtype).max, torch.finfo(maps.dtype).max)
         return maps.clamp(-largest, largest).to(dtype).contiguous()
 
     def _warn(self, concerned: Tensor, reason: str) -> None:
@@ -93,10 +91,8 @@ class CAMAttribution(LayerAttribution):
         if examples:
             shown = ", ".join(map(str, examples[:LISTED_EXAMPLES]))
             more = ", ..." if len(examples) > LISTED_EXAMPLES else ""
-            warnings.warn(
-                f"{self.get_name()}: the maps of examples [{shown}{more}] are "
-                f"{reason}.",
-                stacklevel=WARNING_DEPTH,
+            warn_user(
+                f"{self.get_name()}: the maps of examples [{shown}{more}] are {reason}."
             )
 
 

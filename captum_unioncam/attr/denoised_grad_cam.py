@@ -1,11 +1,14 @@
 """DenoisedGradCAM: activation map denoising (AMD), the gradient part of UnionCAM."""
 
+from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from captum.attr import GradientAttribution
 from torch import Tensor
+from torch.nn import Module
 
 from captum_unioncam._captum import TargetType, attribution_method, format_output
 from captum_unioncam._maps import at_least_float32, percentile, spatial_dims
@@ -14,6 +17,9 @@ from captum_unioncam.attr._weighted_cam import (
     nan_unless_finite,
     weighted_map,
 )
+
+# Hu et al. 2024, the percentile of Eq. 1.
+THETA = 10.0
 
 
 class DenoisedGradCAM(CAMAttribution, GradientAttribution):
@@ -46,6 +52,26 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
     Cost: 1 forward and 1 backward pass of the batch.
     """
 
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module,
+        device_ids: list[int] | None = None,
+    ) -> None:
+        r"""
+        Args:
+            forward_func (Callable or torch.nn.Module): The model, or any function of
+                the inputs that runs it.
+            layer (torch.nn.Module): The layer whose channels make the map.
+            device_ids (list[int], optional): Only if ``forward_func`` applies a
+                DataParallel model without being one. Default: None
+
+        Raises:
+            TypeError: If ``layer`` is not a module.
+        """
+        CAMAttribution.__init__(self, forward_func, layer, device_ids)
+        GradientAttribution.__init__(self, forward_func)
+
     @attribution_method
     def attribute(
         self,
@@ -54,7 +80,7 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
         additional_forward_args: object = None,
         attribute_to_layer_input: bool = False,
         *,
-        theta: float = 10.0,
+        theta: float = THETA,
         grad_kwargs: dict[str, Any] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         r"""
@@ -70,9 +96,9 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
                 of a channel are dropped. Default: 10.0
             grad_kwargs (dict, optional): Keywords for torch.autograd.grad. By default
                 ``materialize_grads`` is on: a layer that the output does not depend on
-                gets zero gradients. So does, unseen, a layer inside of a reentrant
-                checkpoint: pass ``{"materialize_grads": False}`` to get PyTorch's
-                error. Default: None
+                gets zero gradients. So does a layer inside of a reentrant checkpoint:
+                pass ``{"materialize_grads": False}`` to get PyTorch's error. Default:
+                None
 
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), >= 0, not scaled,
@@ -109,7 +135,7 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
 
 def check_theta(theta: float) -> None:
     """Refuses a percentile outside of [0, 100]."""
-    if isinstance(theta, bool) or not isinstance(theta, float | int):
+    if isinstance(theta, bool) or not isinstance(theta, Real):
         raise TypeError(f"`theta` must be a number in [0, 100], got {theta!r}.")
     if not 0 <= theta <= 100:  # NaN too
         raise ValueError(f"`theta` must be in [0, 100], got {theta}.")

@@ -69,8 +69,9 @@ class RegionCAM(CAMAttribution, PerturbationAttribution):
             target (int, tuple, Tensor or list, optional): Output index to explain, in
                 the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
             additional_forward_args (Any, optional): Further arguments of the model,
-                after the inputs. A list is one argument. Tensors with one row for each
-                example follow their example; others pass as they are. Default: None
+                after the inputs. A list is one argument. A tensor with as many rows as
+                there are examples follows its example; give any other tensor, such as
+                class weights, a first dimension of 1. Default: None
             attribute_to_layer_input (bool, optional): Explain the layer's input in
                 place of its output. Default: False
             baselines (Tensor, int, float, or tuple of them, optional): What a mask of 0
@@ -168,7 +169,8 @@ def live_channels(activations: Tensor) -> Tensor:
 
 def _has_top_variance(activations: Tensor, live: Tensor, count: int) -> Tensor:
     """Returns whether a channel is among the live ones of largest variance, (N, K)."""
-    variance = activations.flatten(2).var(2, correction=0)
+    entries = activations.flatten(2)
+    variance = (entries - entries.mean(2, keepdim=True)).square().mean(2)
     # Dead channels last; among equals, a stable sort prefers the first channel.
     order = torch.where(live, variance, -1).argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(live).scatter(1, order[:, :count], True)

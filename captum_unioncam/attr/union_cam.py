@@ -13,7 +13,6 @@ from torch.nn import Module
 from captum_unioncam._captum import (
     LayerCall,
     TargetType,
-    as_tuple,
     attribution_method,
     format_output,
 )
@@ -25,11 +24,11 @@ from captum_unioncam.attr._weighted_cam import (
     check_positive,
     nan_unless_finite,
 )
-from captum_unioncam.attr.denoised_grad_cam import check_theta, denoised_map
+from captum_unioncam.attr.denoised_grad_cam import THETA, check_theta, denoised_map
 from captum_unioncam.attr.region_cam import Region, live_channels, score_regions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UnionCAMDetails:
     """How UnionCAM came to its maps: the components, their scores, and the choice.
 
@@ -144,7 +143,7 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
         additional_forward_args: object = None,
         attribute_to_layer_input: bool = False,
         *,
-        theta: float = 10.0,
+        theta: float = THETA,
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
@@ -162,7 +161,7 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
         additional_forward_args: object = None,
         attribute_to_layer_input: bool = False,
         *,
-        theta: float = 10.0,
+        theta: float = THETA,
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
@@ -182,7 +181,7 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
         additional_forward_args: object = None,
         attribute_to_layer_input: bool = False,
         *,
-        theta: float = 10.0,
+        theta: float = THETA,
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
@@ -208,8 +207,9 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
             target (int, tuple, Tensor or list, optional): Output index to explain, in
                 the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
             additional_forward_args (Any, optional): Further arguments of the model,
-                after the inputs. A list is one argument. Tensors with one row for each
-                example follow their example; others pass as they are. Default: None
+                after the inputs. A list is one argument. A tensor with as many rows as
+                there are examples follows its example; give any other tensor, such as
+                class weights, a first dimension of 1. Default: None
             attribute_to_layer_input (bool, optional): Explain the layer's input in
                 place of its output. Default: False
             theta (float, optional): Percentile, in [0, 100], below which the gradients
@@ -263,6 +263,12 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
         check_theta(theta)
         check_positive("max_channels", max_channels)
         check_positive("perturbations_per_eval", perturbations_per_eval)
+        if self.gradient_cam is not None:
+            _refuse_options(
+                "gradient_cam", theta=theta != THETA, grad_kwargs=grad_kwargs
+            )
+        if self.region_cam is not None:
+            _refuse_options("region_cam", max_channels=max_channels)
         call = self._prepare(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
@@ -272,32 +278,47 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
         else:
             activations = call.activations()
 
-        outputs, details = [], []
-        for i, channels in enumerate(activations):
-            scorer = MaskScorer(
+        # Every mistake shows here, before the first masked pass.
+        scorers = [
+            MaskScorer(
                 call, channels.dim(), baselines, score_func, perturbations_per_eval
             )
-            if self.gradient_cam is None:
-                denoised = denoised_map(channels, gradients[i], theta)
-            else:
-                denoised = _part_map(
-                    "gradient_cam", self.gradient_cam, call, channels, i
-                )
-            if self.region_cam is None:
-                description = self.get_name() if show_progress else None
-                region = score_regions(channels, scorer, max_channels, description)
-            else:
-                region_map = _part_map("region_cam", self.region_cam, call, channels, i)
-                region = Region(
-                    region_map, torch.zeros(len(channels), dtype=torch.long)
-                )
-            union, detail = _unite(denoised, region, channels, scorer)
-            outputs.append(self._deliver(union, channels.dtype))
-            details.append(detail)
-        attributions = format_output(tuple(outputs))
+            for channels in activations
+        ]
+        if self.gradient_cam is None:
+            denoised_maps = [
+                denoised_map(*pair, theta)
+                for pair in zip(activations, gradients, strict=True)
+            ]
+        else:
+            denoised_maps = _part_maps(
+                "gradient_cam", self.gradient_cam, call, activations
+            )
+        if self.region_cam is None:
+            description = self.get_name() if show_progress else None
+            regions = [
+                score_regions(channels, scorer, max_channels, description)
+                for channels, scorer in zip(activations, scorers, strict=True)
+            ]
+        else:
+            regions = [
+                Region(maps, maps.new_zeros(len(maps), dtype=torch.long))
+                for maps in _part_maps("region_cam", self.region_cam, call, activations)
+            ]
+        united = [
+            _unite(*parts)
+            for parts in zip(denoised_maps, regions, activations, scorers, strict=True)
+        ]
+        attributions = format_output(
+            tuple(
+                self._deliver(union, channels.dtype)
+                for (union, _), channels in zip(united, activations, strict=True)
+            )
+        )
         if not return_details:
             return attributions
-        return attributions, details[0] if len(details) == 1 else tuple(details)
+        details = tuple(detail for _, detail in united)
+        return attributions, details if len(details) > 1 else details[0]
 
 
 def _unite(
@@ -339,24 +360,39 @@ def _check_part(name: str, part: object) -> None:
     )
 
 
-def _part_map(
-    name: str, part: LayerAttribution, call: LayerCall, channels: Tensor, index: int
-) -> Tensor:
-    """Returns a user's part for one layer tensor, as a component map."""
-    shape = (len(channels), 1, *channels.shape[2:])
+def _refuse_options(part: str, **given: object) -> None:
+    """Refuses options of a default part that a user's part has replaced."""
+    for name, value in given.items():
+        if value:
+            raise ValueError(
+                f"`{name}` is an option of the default part, which `{part}` replaces; "
+                "leave it out, and set up the part itself."
+            )
+
+
+def _part_maps(
+    name: str, part: LayerAttribution, call: LayerCall, activations: tuple[Tensor, ...]
+) -> list[Tensor]:
+    """Returns the component maps of a user's part, one for each layer tensor."""
+    shapes = [(len(a), 1, *a.shape[2:]) for a in activations]
     if call.batch_size == 0:  # Captum's methods read the first example
-        return at_least_float32(channels.new_zeros(shape))
-    inputs = call.cloned_inputs()
-    maps = part.attribute(
-        inputs if len(inputs) > 1 else inputs[0],
-        target=call.target,
-        additional_forward_args=call.cloned_arguments(),
-        attribute_to_layer_input=call.attribute_to_layer_input,
-    )
-    maps = as_tuple(maps)
-    if len(maps) <= index or tuple(maps[index].shape) != shape:
+        maps = tuple(map(torch.zeros, shapes))
+    else:
+        inputs = call.cloned_inputs()
+        maps = part.attribute(
+            inputs if len(inputs) > 1 else inputs[0],
+            target=call.target,
+            additional_forward_args=call.cloned_arguments(),
+            attribute_to_layer_input=call.attribute_to_layer_input,
+        )
+        maps = maps if isinstance(maps, tuple) else (maps,)
+    got = [tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in maps]
+    if got != shapes:
         raise ValueError(
             f"`{name}` must return one map for each example, of the layer's size: "
-            f"expected {shape}, got {[tuple(m.shape) for m in maps]}."
+            f"expected {shapes}, got {got}."
         )
-    return F.relu(at_least_float32(maps[index].detach().to(channels.device)))
+    return [
+        F.relu(at_least_float32(m.detach().to(a.device)))
+        for m, a in zip(maps, activations, strict=True)
+    ]

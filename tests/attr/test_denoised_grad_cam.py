@@ -102,6 +102,48 @@ def test_materialized_gradients_can_be_refused():
         cam.attribute(inputs, target=0, grad_kwargs={"materialize_grads": False})
 
 
+class Frozen(nn.Module):
+    """A frozen net of integer images, whose layer leads nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(2, 4, 3)
+        self.head = nn.Linear(2, 3)
+        self.requires_grad_(False)
+
+    def forward(self, image):
+        image = image.float()
+        self.layer(image)
+        return self.head(image.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["integers", "constant", "no_grad"])
+def test_an_output_without_a_graph_has_zero_gradients_and_a_warning(kind):
+    net = Frozen()
+    inputs = torch.randint(0, 255, (2, 2, 6, 6), dtype=torch.uint8)
+
+    def forward_func(image):
+        with torch.set_grad_enabled(kind != "no_grad"):
+            output = net(image)
+        return torch.ones(len(image), 3) if kind == "constant" else output
+
+    with pytest.warns(UserWarning) as seen:
+        maps = DenoisedGradCAM(forward_func, net.layer).attribute(inputs, target=0)
+    assert not maps.any()
+    assert all(warning.filename == __file__ for warning in seen)
+    messages = [str(warning.message) for warning in seen]
+    assert "does not depend on `layer` in a way that autograd can see" in messages[0]
+    assert "examples [0, 1] are flat" in messages[1]
+
+
+@pytest.mark.parametrize("theta", [np.int64(10), np.float32(10)])
+def test_theta_may_be_a_numpy_number(theta):
+    net, inputs = Case().build(0)
+    cam = DenoisedGradCAM(net, net.layer)
+    actual = cam.attribute(inputs, target=0, theta=theta)
+    assert torch.equal(actual, cam.attribute(inputs, target=0))
+
+
 @pytest.mark.parametrize("layer", ["layer4", None, 3])
 def test_refuses_a_layer_that_is_no_module(layer):
     with pytest.raises(TypeError, match="`layer` must be a torch.nn.Module, got"):

@@ -7,7 +7,7 @@ from nets import CASES, Case
 from reference import Model, region
 from torch import nn
 
-from captum_unioncam import RegionCAM
+from captum_unioncam import DenoisedGradCAM, RegionCAM, UnionCAM
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -111,10 +111,11 @@ def test_integer_images_are_masked_rounded_and_cast_back():
 def test_refuses_baselines_that_do_not_fit():
     net, inputs = Case().build(0)
     cam = RegionCAM(net, net.layer)
-    with pytest.raises(
-        ValueError, match=r"`baselines` must broadcast .* got \(1, 5, 1"
-    ):
+    with pytest.raises(ValueError, match=r"`baselines` must have .* got \(1, 5, 1"):
         cam.attribute(inputs, target=0, baselines=torch.zeros(1, 5, 1, 1))
+    # Width 7, where plain broadcasting would put it without a word.
+    with pytest.raises(ValueError, match=r"must have the rank .*, got \(7,\)"):
+        cam.attribute(inputs, target=0, baselines=torch.zeros(7))
     with pytest.raises(ValueError, match="one entry for each input: expected 1, got 2"):
         cam.attribute(inputs, target=0, baselines=(0, 0))
     with pytest.raises(TypeError, match="`baselines` must be .*, got a str"):
@@ -160,12 +161,72 @@ def test_refuses_inputs_that_have_not_the_layers_rank():
 )
 def test_refuses_a_score_func_without_one_value_for_each_example(score_func):
     net, inputs = Case().build(0)
-    with pytest.raises(ValueError, match="`score_func` must keep the output's shape"):
+    with pytest.raises(ValueError, match="`score_func` must return one value for each"):
         RegionCAM(net, net.layer).attribute(inputs, target=0, score_func=score_func)
 
 
+def test_refuses_a_score_func_that_is_no_function_or_returns_no_tensor():
+    net, inputs = Case().build(0)
+    cam = RegionCAM(net, net.layer)
+    with pytest.raises(TypeError, match="`score_func` must be a callable, got 3"):
+        cam.attribute(inputs, target=0, score_func=3)
+    with pytest.raises(
+        TypeError, match="`score_func` must return a Tensor, got a None"
+    ):
+        cam.attribute(inputs, target=0, score_func=lambda output: None)
+
+
+def test_an_error_inside_score_func_passes():
+    net, inputs = Case().build(0)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        RegionCAM(net, net.layer).attribute(
+            inputs,
+            target=0,
+            score_func=lambda output: output @ torch.ones(9, 9).double(),
+        )
+
+
+def test_score_func_may_reduce_further_dimensions():
+    net, inputs = Case().build(0)
+
+    def forward_func(image):  # two copies of each score
+        return net(image)[:, :, None].expand(-1, -1, 2)
+
+    maps = RegionCAM(forward_func, net.layer).attribute(
+        inputs, target=1, score_func=lambda output: output.mean(2).softmax(1)
+    )
+    expected = RegionCAM(net, net.layer).attribute(inputs, target=1)
+    assert torch.allclose(maps, expected, rtol=0, atol=1e-12)
+
+
+def test_an_integer_image_may_be_the_layer():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Identity()
+
+        def forward(self, image):
+            return self.layer(image).float().sum((1, 2))[:, None]
+
+    net = Net()
+    # The mask is [0, 100 / 201, 1], and shows 0 + 50 + 201 of the image.
+    maps = RegionCAM(net, net.layer).attribute(
+        torch.tensor([[[0, 100, 201]]], dtype=torch.uint8)
+    )
+    assert maps.tolist() == [[[0, 251 * 100, 251 * 201]]]
+
+
+@pytest.mark.parametrize("cam", [RegionCAM, UnionCAM, DenoisedGradCAM])
+def test_an_empty_batch_gives_empty_maps_without_a_warning(cam, recwarn):
+    net, inputs = Case().build(0)
+    options = {} if cam is DenoisedGradCAM else {"max_channels": 2}
+    maps = cam(net, net.layer).attribute(inputs[:0], target=0, **options)
+    assert maps.shape == (0, 1, 4, 4) and not recwarn
+
+
+@pytest.mark.parametrize("cam", [RegionCAM, UnionCAM])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_refuses_an_output_that_does_not_grow_with_the_batch(batch):
+def test_refuses_an_output_that_does_not_grow_with_the_batch(batch, cam):
     net, inputs = Case().build(0, batch)
     masked = []
 
@@ -174,16 +235,17 @@ def test_refuses_an_output_that_does_not_grow_with_the_batch(batch):
         return net(image).mean(0, keepdim=True)
 
     with pytest.raises(ValueError, match="`forward_func` must return one row for each"):
-        RegionCAM(forward_func, net.layer).attribute(inputs, target=0)
-    assert len(masked) == 2  # the activations and the baseline: no mask was tried
+        cam(forward_func, net.layer).attribute(inputs, target=0)
+    assert len(masked) <= 2  # the activations and the baseline: no mask was tried
 
 
-def test_refuses_an_output_that_is_no_tensor():
+@pytest.mark.parametrize("cam", [RegionCAM, UnionCAM])
+def test_refuses_an_output_that_is_no_tensor(cam):
     net, inputs = Case().build(0)
     with pytest.raises(
         TypeError, match="`forward_func` must return a Tensor, got a dict"
     ):
-        RegionCAM(lambda x: {"logits": net(x)}, net.layer).attribute(inputs, target=0)
+        cam(lambda x: {"logits": net(x)}, net.layer).attribute(inputs, target=0)
 
 
 def test_several_values_at_the_target_are_captums_error():

@@ -108,22 +108,23 @@ class Sum(nn.Module):
 
 
 def test_hand_worked_example():
-    # Layer of the input's size, so that nothing is resized. Channels
-    #   A1 = [0 1; 2 4], A2 = [3 0; 0 0]; W1 = [0 0; 1 3], W2 = [1 0; 0 0], f_c = sum(W
-    # * A).
+    # A layer of the input's size, so that nothing is resized, and f_c = sum(W * A) with
+    #   A1 = [0 1; 2 4], W1 = [0 0; 1 3],
+    #   A2 = [3 0; 0 0], W2 = [1 0; 0 0].
     inputs = torch.tensor([[[[0.0, 1], [2, 4]], [[3, 0], [0, 0]]]]).double()
     net = Sum([[[0.0, 0], [1, 3]], [[1, 0], [0, 0]]])
     attributions, details = UnionCAM(net, net.layer).attribute(
         inputs, theta=10, return_details=True
     )
-    # AMD: alpha1 = 1/4, alpha2 = 1, so L_denoising = [3 0; 1/4 * 2, 3/4 * 4] = [3 0; .5
-    # 3].
+    # AMD: alpha1 = 1/4, alpha2 = 1, so that
+    #   L_denoising = [3 0; 1/4 * 2, 3/4 * 4] = [3 0; 0.5 3].
     assert details.denoised_map.tolist() == [[[[3, 0], [0.5, 3]]]]
-    # Region: mask(A1) = [0 .25; .5 1] gives f = .5 * 2 + 1 * 4 * 3 = 13, mask(A2) = [1
-    # 0; 0 0] gives f = 3, so L_region = 13 A1 + 3 A2 = [9 13; 26 52].
+    # Region: mask(A1) = [0 0.25; 0.5 1] gives f_c = 0.5 * 2 + 1 * 4 * 3 = 13, and
+    # mask(A2) = [1 0; 0 0] gives f_c = 3, so that
+    #   L_region = 13 A1 + 3 A2 = [9 13; 26 52].
     assert details.region_map.tolist() == [[[[9, 13], [26, 52]]]]
-    # Eq. 4: mask [1 0; 1/6 1] gives 3 + 2/6 + 12 = 15 1/3. Eq. 5: mask [0 4; 17 43] /
-    # 43 gives 34 / 43 + 12. f_c(black) = 0.
+    # Eq. 4: the mask [1 0; 1/6 1] gives 3 + 2/6 + 12 = 15 1/3.
+    # Eq. 5: the mask [0 4; 17 43] / 43 gives 2 * 17/43 + 12. f_c(black) = 0.
     assert details.baseline_score.item() == 0
     assert details.denoised_gain.item() == pytest.approx(15 + 1 / 3)
     assert details.region_gain.item() == pytest.approx(12 + 34 / 43)
@@ -260,10 +261,80 @@ def test_refuses_parts_of_the_wrong_shape(name):
     net, inputs = Case().build(0)
     cam = UnionCAM(net, net.layer, **{name: LayerGradCam(net, net.first)})
     message = (
-        rf"`{name}` must return .* expected \(3, 1, 4, 4\), got \[\(3, 1, 7, 7\)\]"
+        rf"`{name}` must return .* expected \[\(3, 1, 4, 4\)\], got \[\(3, 1, 7, 7\)\]"
     )
     with pytest.raises(ValueError, match=message):
         cam.attribute(inputs, target=0)
+
+
+def test_refuses_options_that_a_replaced_part_would_have_taken():
+    net, inputs = Case().build(0)
+    part = LayerGradCam(net, net.layer)
+    cam = UnionCAM(net, net.layer, gradient_cam=part, region_cam=part)
+    for option in ({"theta": 20}, {"grad_kwargs": {"retain_graph": True}}):
+        name = next(iter(option))
+        message = (
+            f"`{name}` is an option of the default part, which `gradient_cam` repl"
+        )
+        with pytest.raises(ValueError, match=message):
+            cam.attribute(inputs, target=0, **option)
+    with pytest.raises(ValueError, match="`max_channels` .* `region_cam` replaces"):
+        cam.attribute(inputs, target=0, max_channels=2)
+
+
+class Split(nn.Module):
+    """A net whose layer has two tensors, of two sizes."""
+
+    def __init__(self, rank=2):
+        super().__init__()
+        self.first, self.layer = nn.Conv2d(2, 6, 3), Halves(rank)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, image):
+        left, right = self.layer(self.first(image))
+        return self.head(
+            torch.cat([left.flatten(2).mean(2), right.flatten(2).mean(2)], 1)
+        )
+
+
+class Halves(nn.Module):
+    def __init__(self, rank):
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, maps):
+        right = maps[:, 3:, ::2]
+        return maps[:, :3], right if self.rank == 2 else right.flatten(2)
+
+
+def test_a_layer_of_several_tensors_gives_a_map_for_each():
+    torch.manual_seed(0)
+    net, inputs = Split(), torch.rand(2, 2, 6, 6)
+    calls = []
+
+    class Counted(LayerGradCam):
+        def attribute(self, *args, **kwargs):
+            calls.append(1)
+            return super().attribute(*args, **kwargs)
+
+    cam = UnionCAM(net, net.layer, gradient_cam=Counted(net, net.layer))
+    maps, details = cam.attribute(inputs, target=1, return_details=True)
+    assert [m.shape for m in maps] == [(2, 1, 4, 4), (2, 1, 2, 4)]
+    assert [d.region_map.shape for d in details] == [m.shape for m in maps]
+    assert len(calls) == 1
+
+
+def test_a_tensor_that_cannot_be_a_mask_is_refused_before_any_masked_pass():
+    torch.manual_seed(0)
+    net, sizes = Split(rank=1), []
+
+    def forward_func(image):
+        sizes.append(len(image))
+        return net(image)
+
+    with pytest.raises(ValueError, match="`inputs` must hold a tensor of the layer's"):
+        UnionCAM(forward_func, net.layer).attribute(torch.rand(2, 2, 6, 6), target=1)
+    assert sizes == [2, 2]  # the gradients, and the first tensor's baseline
 
 
 class Activations(LayerActivation):
@@ -276,7 +347,9 @@ class Activations(LayerActivation):
 def test_refuses_parts_of_several_channels():
     net, inputs = Case().build(0)
     cam = UnionCAM(net, net.layer, region_cam=Activations(net, net.layer))
-    with pytest.raises(ValueError, match=r"expected \(3, 1, 4, 4\), got \[\(3, 5, 4"):
+    with pytest.raises(
+        ValueError, match=r"expected \[\(3, 1, 4, 4\)\], got \[\(3, 5, 4"
+    ):
         cam.attribute(inputs, target=0)
 
 
