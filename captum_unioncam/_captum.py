@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -179,6 +179,12 @@ class LayerCall:
             arg.detach().clone() if isinstance(arg, Tensor) else arg
             for arg in self.additional_forward_args
         )
+
+    def scored_by(self, scoring_func: Callable[..., Any] | None) -> "LayerCall":
+        """Returns this call with a function in place of the model, unless it is None."""
+        if scoring_func is None:
+            return self
+        return replace(self, forward_func=scoring_func)
 
     def run(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None) -> Tensor:
         """Returns the model's whole output for other inputs and arguments."""

@@ -128,6 +128,12 @@ def nan_unless_finite(maps: Tensor, *evidence: Tensor) -> Tensor:
     return torch.where(finite.view(-1, *[1] * (maps.dim() - 1)), maps, torch.nan)
 
 
+def check_callable(name: str, value: object) -> None:
+    """Refuses anything but None and a callable."""
+    if value is not None and not callable(value):
+        raise TypeError(f"`{name}` must be a callable or None, got {value!r}.")
+
+
 def check_positive(name: str, value: int | None) -> None:
     """Refuses anything but None and a positive int."""
     if value is None:

@@ -1,16 +1,19 @@
 """RegionCAM: channels under the scores of what they show, UnionCAM's other part."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
+from torch.nn import Module
 
 from captum_unioncam._captum import TargetType, attribution_method, format_output
 from captum_unioncam._maps import at_least_float32, is_flat
 from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
 from captum_unioncam.attr._weighted_cam import (
     CAMAttribution,
+    check_callable,
     check_positive,
     nan_unless_finite,
     weighted_map,
@@ -44,6 +47,34 @@ class RegionCAM(CAMAttribution, PerturbationAttribution):
     zeros, so that the baseline's score is its exact score. Memory does not grow with
     the number of channels.
     """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module,
+        device_ids: list[int] | None = None,
+        *,
+        scoring_func: Callable[..., Any] | None = None,
+    ) -> None:
+        r"""
+        Args:
+            forward_func (Callable or torch.nn.Module): The model, or any function of
+                the inputs that runs it.
+            layer (torch.nn.Module): The layer whose channels make the map.
+            device_ids (list[int], optional): Only if ``forward_func`` applies a
+                DataParallel model without being one. Default: None
+            scoring_func (Callable, optional): Computes what ``forward_func`` computes,
+                only faster, for the masked passes, such as
+                ``torch.compile(model, dynamic=True)``. The layer is read from
+                ``forward_func`` all the same. Default: None, which is ``forward_func``
+
+        Raises:
+            TypeError: If ``layer`` is not a module, or ``scoring_func`` not callable.
+        """
+        CAMAttribution.__init__(self, forward_func, layer, device_ids)
+        PerturbationAttribution.__init__(self, forward_func)
+        check_callable("scoring_func", scoring_func)
+        self.scoring_func = scoring_func
 
     @attribution_method
     def attribute(
@@ -118,10 +149,11 @@ class RegionCAM(CAMAttribution, PerturbationAttribution):
         call = self._prepare(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
+        scored = call.scored_by(self.scoring_func)
         outputs = []
         for activations in call.activations():
             scorer = MaskScorer(
-                call, activations.dim(), baselines, score_func, perturbations_per_eval
+                scored, activations.dim(), baselines, score_func, perturbations_per_eval
             )
             region = score_regions(
                 activations,

@@ -21,6 +21,7 @@ from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
 from captum_unioncam.attr._fusion import select_by_gain, weighted_union
 from captum_unioncam.attr._weighted_cam import (
     CAMAttribution,
+    check_callable,
     check_positive,
     nan_unless_finite,
 )
@@ -110,6 +111,7 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
         *,
         gradient_cam: LayerAttribution | None = None,
         region_cam: LayerAttribution | None = None,
+        scoring_func: Callable[..., Any] | None = None,
     ) -> None:
         r"""
         Args:
@@ -125,15 +127,23 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
                 rectified. Default: None
             region_cam (LayerAttribution, optional): Makes the region map, likewise
                 (``max_channels`` is not for it). Default: None
+            scoring_func (Callable, optional): Computes what ``forward_func`` computes,
+                only faster, for the masked passes, such as
+                ``torch.compile(model, dynamic=True)``. The layer is read from
+                ``forward_func`` all the same. Default: None, which is ``forward_func``
 
         Raises:
-            TypeError: If ``layer`` is not a module, or a part is not an instance.
+            TypeError: If ``layer`` is not a module, a part is not an instance, or
+                ``scoring_func`` is not callable.
         """
         CAMAttribution.__init__(self, forward_func, layer, device_ids)
+        PerturbationAttribution.__init__(self, forward_func)
+        check_callable("scoring_func", scoring_func)
         _check_part("gradient_cam", gradient_cam)
         _check_part("region_cam", region_cam)
         self.gradient_cam = gradient_cam
         self.region_cam = region_cam
+        self.scoring_func = scoring_func
 
     @overload
     def attribute(
@@ -279,9 +289,10 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
             activations = call.activations()
 
         # Every mistake shows here, before the first masked pass.
+        scored = call.scored_by(self.scoring_func)
         scorers = [
             MaskScorer(
-                call, channels.dim(), baselines, score_func, perturbations_per_eval
+                scored, channels.dim(), baselines, score_func, perturbations_per_eval
             )
             for channels in activations
         ]

@@ -406,3 +406,34 @@ def test_a_flat_map_is_all_zeros_with_one_warning():
         attributions = UnionCAM(net, net[0]).attribute(inputs, target=0)
     assert len(seen) == 1
     assert torch.equal(attributions, torch.zeros(12, 1, 1, 1))
+
+
+@pytest.mark.parametrize("cam", [UnionCAM, RegionCAM])
+def test_scoring_func_runs_all_masked_passes_and_nothing_else(cam):
+    net, inputs = Case().build(0)
+    plain, scored = [], []
+
+    def forward_func(image):
+        plain.append(len(image))
+        return net(image)
+
+    def scoring_func(image):
+        scored.append(len(image))
+        return net(image)
+
+    expected = cam(net, net.layer).attribute(inputs, target=1)
+    method = cam(forward_func, net.layer, scoring_func=scoring_func)
+    assert torch.equal(method.attribute(inputs, target=1), expected)
+    assert plain == [3]
+    _, details = UnionCAM(net, net.layer).attribute(
+        inputs, target=1, return_details=True
+    )
+    baselines, gains = 3, 9 if cam is UnionCAM else 0
+    assert sum(scored) == baselines + details.live_channels.sum() + gains
+
+
+@pytest.mark.parametrize("cam", [UnionCAM, RegionCAM])
+def test_refuses_a_scoring_func_that_is_no_function(cam):
+    net, _ = Case().build(0)
+    with pytest.raises(TypeError, match="`scoring_func` must be a callable or None, g"):
+        cam(net, net.layer, scoring_func="fast")
