@@ -181,7 +181,7 @@ class LayerCall:
         )
 
     def scored_by(self, scoring_func: Callable[..., Any] | None) -> "LayerCall":
-        """Returns this call with a function in place of the model, unless it is None."""
+        """Returns this call with a function in place of the model, if there is one."""
         if scoring_func is None:
             return self
         return replace(self, forward_func=scoring_func)

@@ -119,6 +119,9 @@ class MaskScorer:
                 raise
             self._lay_out(torch.contiguous_format)
             self.baseline_scores = self._score_baseline()
+        self._target = call.target
+        if isinstance(self._target, Tensor) and self._target.numel() == 1:
+            self._target = self._target.item()  # which Captum would ask of each chunk
 
     def _lay_out(self, layout: torch.memory_format) -> None:
         """Brings the masked images, of four dimensions, into a memory format."""
@@ -154,7 +157,7 @@ class MaskScorer:
             while start < len(numbers):
                 chunk = slice(start, start + self._chunk)
                 places = examples[chunk], columns[chunk]
-                target = _pick(self._call.target, places[0], numbers[chunk])
+                target = _pick(self._target, places[0], numbers[chunk])
                 picked = self._score_chunk(maps[places], places[0], target)
                 if picked is None:
                     self._chunk = len(places[0]) // 2
@@ -297,7 +300,8 @@ def _format_baselines(
         if inp.dim() != dim:
             formatted.append(None)
             continue
-        values = at_least_float32(torch.as_tensor(baseline, device=inp.device))
+        dtype = torch.promote_types(inp.dtype, torch.float32)
+        values = torch.as_tensor(baseline, dtype=dtype, device=inp.device)
         shape = tuple(values.shape) or (1,) * dim
         fits = len(shape) == dim and all(
             length in (1, whole) for length, whole in zip(shape, inp.shape, strict=True)
@@ -318,7 +322,7 @@ def _pick(target: TargetType, examples: Tensor, numbers: list[int]) -> TargetTyp
     """
     if isinstance(target, list):
         return [target[number] for number in numbers]
-    if isinstance(target, Tensor) and target.numel() > 1:
+    if isinstance(target, Tensor):
         return target[examples.to(target.device)]
     return target
 

@@ -76,6 +76,14 @@ def test_every_form_of_baseline_gives_the_same_map(baseline):
     assert not torch.allclose(actual, cam.attribute(inputs, target=0))
 
 
+def test_a_number_keeps_its_precision_as_a_baseline():
+    net, inputs = Case().build(0)
+    cam = RegionCAM(net, net.layer)
+    expected = cam.attribute(inputs, target=0, baselines=torch.full_like(inputs, 0.7))
+    actual = cam.attribute(inputs, target=0, baselines=0.7)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-14)
+
+
 def test_baselines_follow_their_example():
     net, inputs = Case().build(0)
     baselines = torch.rand_like(inputs)

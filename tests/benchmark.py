@@ -1,0 +1,508 @@
+"""Speed and memory of the scoring engine, beside the peers. Not a test.
+
+    pip install -c constraints.txt -e ".[demo,bench]"
+    python tests/benchmark.py speed --json speed.json
+    python tests/benchmark.py memory
+    python tests/benchmark.py channels --images FOLDER
+    python tests/benchmark.py twins --images FOLDER --count 20
+
+``speed`` compares, in one process and in turn, round by round:
+
+- the floor: the model's own forward pass, at the batch size and memory format at which
+  it is fastest here, times the channels that are live (and times all of them);
+- UnionCAM and RegionCAM of this package, exact and with ``max_channels=64``;
+- Score-CAM of torchcam and of grad-cam, which score every channel as RegionCAM does.
+
+Ratios are taken within a round, because a machine's speed drifts between rounds;
+medians over rounds are shown. ``memory`` shows the peak memory against the number of
+channels. Two measurements want a folder of images whose names begin with their class
+index: ``channels`` shows what ``max_channels`` trades for its speed, and ``twins`` what
+faster functions buy as ``scoring_func``: bfloat16 autocast, folded batch normalisation,
+and torch.compile.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from captum_unioncam import RegionCAM, UnionCAM
+from captum_unioncam._maps import blend, to_mask
+from captum_unioncam._scoring import confidence
+from captum_unioncam.models import Classifier, load_classifier
+
+CHUNKS = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+PRECISIONS = ("float32", "tf32", "bfloat16")
+SAMPLE = 32  # images in one measurement of the floor, at least
+COUNTS = (16, 32, 64, 128, 256)
+
+
+class Tapped(nn.Module):
+    """A classifier in three parts, whose layer is the first ``count`` channels.
+
+    The peers' hooks need a layer that runs once, and a short form for slow models needs
+    a layer of few channels in the whole network: the tap sees some of the features, and
+    all of them go on to the head.
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Module, count: int | None) -> None:
+        super().__init__()
+        self.features, self.head, self.count = features, head, count
+        self.tap = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.features(images)
+        count = self.count or maps.shape[1]
+        tapped = self.tap(maps[:, :count])
+        return self.head(torch.cat([tapped, maps[:, count:]], 1))
+
+
+class EfficientNetFeatures(nn.Module):
+    """The features of efficientnet_lite0, as a module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.extract_features(images)
+
+
+def build(name: str, count: int | None, weights: str) -> Tapped:
+    """Returns a model by name, its layer being the first ``count`` channels."""
+    torch.manual_seed(0)
+    model = load_classifier(name, weights).model
+    if name == "efficientnet_lite0":
+        features: nn.Module = EfficientNetFeatures(model)
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), model._fc)
+    elif name.startswith("vgg"):
+        features = model.features
+        head = nn.Sequential(model.avgpool, nn.Flatten(), model.classifier)
+    else:  # ResNet
+        parts = list(model.children())
+        features = nn.Sequential(*parts[:-2])
+        head = nn.Sequential(parts[-2], nn.Flatten(), parts[-1])
+    return Tapped(features, head, count).eval()
+
+
+def photographs(batch: int) -> Tensor:
+    """Returns scikit-image's photographs, as efficientnet_lite0 sees them."""
+    from skimage import data
+
+    preprocess = load_classifier().preprocess
+    sources = [data.chelsea(), data.coffee(), data.astronaut()]
+    images = [
+        preprocess(Image.fromarray(sources[i % 3]).rotate(15 * (i // 3)))
+        for i in range(batch)
+    ]
+    return torch.stack(images)
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Returns the seconds of one run, with the device's work done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def forward_seconds(model: nn.Module, inputs: Tensor, chunk: int, layout: str) -> float:
+    """Returns the seconds for each image of raw forward passes."""
+    images = inputs[:1].repeat(chunk, 1, 1, 1).contiguous(memory_format=FORMATS[layout])
+    passes = -(-SAMPLE // chunk)
+
+    def run() -> None:
+        for _ in range(passes):
+            model(images)
+
+    return timed(run, inputs.device) / (passes * chunk)
+
+
+def fastest(model: nn.Module, inputs: Tensor) -> tuple[int, str]:
+    """Returns the chunk size and memory format of the fastest forward passes."""
+    times: dict[tuple[int, str], list[float]] = {}
+    for _ in range(2):
+        for chunk in CHUNKS[inputs.device.type]:
+            for layout in FORMATS:
+                seconds = forward_seconds(model, inputs, chunk, layout)
+                times.setdefault((chunk, layout), []).append(seconds)
+    return min(times, key=lambda place: statistics.median(times[place]))
+
+
+def contenders(model: Tapped, inputs: Tensor, target: int) -> dict[str, Callable]:
+    """Returns what is compared with the floor, each as a function without arguments."""
+    from pytorch_grad_cam import ScoreCAM as GradCamScoreCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    from torchcam.methods import ScoreCAM as TorchcamScoreCAM
+
+    union, region = UnionCAM(model, model.tap), RegionCAM(model, model.tap)
+
+    def torchcam() -> None:
+        with TorchcamScoreCAM(model, model.tap) as cam, torch.no_grad():
+            cam([target] * len(inputs), model(inputs))
+
+    def grad_cam() -> None:
+        targets = [ClassifierOutputTarget(target)] * len(inputs)
+        with GradCamScoreCAM(model=model, target_layers=[model.tap]) as cam:
+            cam(input_tensor=inputs, targets=targets)
+
+    return {
+        "UnionCAM": lambda: union.attribute(inputs, target),
+        "UnionCAM, 64 channels": lambda: union.attribute(
+            inputs, target, max_channels=64
+        ),
+        "RegionCAM": lambda: region.attribute(inputs, target),
+        "torchcam ScoreCAM": torchcam,
+        "grad-cam ScoreCAM": grad_cam,
+    }
+
+
+def speed(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Measures seconds for each image of the floor and of every contender, in turn."""
+    device = torch.device(options.device)
+    rows = []
+    for spec in options.models:
+        name, batch, count = (spec.split(":") + ["1", "0"])[:3]
+        weights = "default" if name == "efficientnet_lite0" else "none"
+        model = build(name, int(count) or None, weights).to(device)
+        inputs = photographs(int(batch)).to(device)
+        with torch.no_grad():
+            target = int(model(inputs[:1]).argmax())
+        _, details = UnionCAM(model, model.tap).attribute(
+            inputs, target, max_channels=1, return_details=True
+        )
+        live = details.live_channels.double().mean().item()
+        total = int(details.total_channels[0])
+        chunk, layout = fastest(model, inputs)
+        runs = contenders(model, inputs, target)
+        for _ in range(options.rounds):
+            before = forward_seconds(model, inputs, chunk, layout)
+            seconds = {}
+            for label, run in runs.items():
+                seconds[label] = timed(run, device) / len(inputs)
+                after = forward_seconds(model, inputs, chunk, layout)
+                image = (before + after) / 2  # the machine's speed around this run
+                rows.append(
+                    {
+                        "model": name,
+                        "batch": len(inputs),
+                        "total": total,
+                        "live": live,
+                        "chunk": chunk,
+                        "layout": layout,
+                        "what": label,
+                        "seconds": seconds[label],
+                        "floor_live": image * live,
+                        "floor_all": image * total,
+                    }
+                )
+                before = after
+                print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return rows
+
+
+def speed_table(rows: list[dict[str, object]]) -> str:
+    """Returns medians over rounds as a Markdown table."""
+    lines = [
+        "| model | batch | live / all channels | what | s / image | x floor (live) | "
+        "x UnionCAM |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple, dict[str, list[dict]]] = {}
+    for row in rows:
+        place = (row["model"], row["batch"], row["live"], row["total"])
+        groups.setdefault(place, {}).setdefault(row["what"], []).append(row)
+    for (name, batch, live, total), runs in groups.items():
+        ours = runs["UnionCAM"]
+        floor = statistics.median(row["floor_live"] for row in ours)
+        head = f"| {name} | {batch} | {live:.0f} / {total} |"
+        layout = f"{ours[0]['chunk']} x {ours[0]['layout']}"
+        lines.append(f"{head} floor, live ({layout}) | {floor:.2f} | 1.00 | |")
+        for what, measured in runs.items():
+            seconds = statistics.median(row["seconds"] for row in measured)
+            floors = [row["seconds"] / row["floor_live"] for row in measured]
+            union = [
+                row["seconds"] / mine["seconds"]
+                for row, mine in zip(measured, ours, strict=True)
+            ]
+            lines.append(
+                f"{head} {what} | {seconds:.2f} | {statistics.median(floors):.2f} | "
+                f"{statistics.median(union):.2f} |"
+            )
+    return "\n".join(lines)
+
+
+class Wide(nn.Module):
+    """A small net with a layer of many channels, each of them live."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 7, stride=8)
+        self.layer = nn.Conv2d(8, channels, 3, stride=4)
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer(self.stem(images)).mean((2, 3)))
+
+
+def memory(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Measures the peak memory of one image against the channels, a process each."""
+    rows = []
+    for channels in (64, 128, 256, 512, 1024, 2048):
+        command = [sys.executable, __file__, "peak", "--device", options.device]
+        result = subprocess.run(
+            [*command, "--channels", str(channels)], capture_output=True, check=True
+        )
+        rows.append({"channels": channels, "peak_mib": float(result.stdout)})
+    return rows
+
+
+def peak(options: argparse.Namespace) -> None:
+    """Prints the peak memory, in MiB, of RegionCAM on a small net."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    net = Wide(options.channels).to(device)
+    cam = RegionCAM(net, net.layer)
+    cam.attribute(torch.rand(1, 3, 224, 224, device=device), 0)
+    if device.type == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**20)
+    else:
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+
+def image_paths(options: argparse.Namespace) -> list[Path]:
+    """Returns ``count`` images of the folder, evenly spread."""
+    paths = sorted(Path(options.images).glob("*.jpg"))
+    return paths[:: max(1, len(paths) // options.count)][: options.count]
+
+
+def shown(
+    classifier: Classifier, path: Path, device: torch.device
+) -> tuple[Tensor, Tensor, int]:
+    """Returns an image and a black one as the model sees them, and its class."""
+    image = Image.open(path).convert("RGB")
+    black = Image.new("RGB", image.size)
+    inputs = torch.stack([classifier.preprocess(view) for view in (image, black)])
+    inputs = inputs.to(device)
+    return inputs[:1], inputs[1:], int(path.name.partition("_")[0])
+
+
+def channels(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Measures what ``max_channels`` trades for its speed, image by image."""
+    device = torch.device(options.device)
+    classifier = load_classifier()
+    model, layer = classifier.model.to(device), classifier.layer()
+    region = RegionCAM(model, layer)
+    rows = []
+    for path in image_paths(options):
+        inputs, black, target = shown(classifier, path, device)
+
+        def run(count: int | None) -> tuple[Tensor, float, float]:
+            started = time.perf_counter()
+            maps = region.attribute(inputs, target, baselines=black, max_channels=count)
+            seconds = time.perf_counter() - started
+            with torch.no_grad():
+                masked = blend(inputs, to_mask(maps, inputs.shape[2:]), black)
+                both = torch.cat([inputs, masked])
+                before, after = confidence(model(both))[:, target]
+            drop = max(0.0, float((before - after) / before)) * 100
+            return maps, seconds, drop
+
+        full, full_seconds, full_drop = run(None)
+        row: dict[str, object] = {"image": path.name, "all": {"drop": full_drop}}
+        for count in COUNTS:
+            maps, seconds, drop = run(count)
+            both = torch.stack([maps.flatten(), full.flatten()])
+            row[str(count)] = {
+                "drop": drop,
+                "correlation": float(torch.corrcoef(both)[0, 1]),
+                "speedup": full_seconds / seconds,
+            }
+        rows.append(row)
+        print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return rows
+
+
+def channels_table(rows: list[dict[str, dict[str, float]]]) -> str:
+    """Returns means over images as a Markdown table; the speed-up is a median."""
+    lines = [
+        "| max_channels | correlation with the full map | worst | average drop, % | "
+        "speed-up |",
+        "|---|---|---|---|---|",
+    ]
+    for count in map(str, COUNTS):
+        values = {
+            name: [row[count][name] for row in rows]
+            for name in ("correlation", "drop", "speedup")
+        }
+        correlations = values["correlation"]
+        lines.append(
+            f"| {count} | {statistics.mean(correlations):.3f} | "
+            f"{min(correlations):.3f} | {statistics.mean(values['drop']):.1f} | "
+            f"{statistics.median(values['speedup']):.1f} |"
+        )
+    drop = statistics.mean(row["all"]["drop"] for row in rows)
+    return "\n".join([*lines, f"| all | 1 | 1 | {drop:.1f} | 1 |"])
+
+
+def make_twins(model: nn.Module, device: torch.device) -> dict[str, Callable]:
+    """Returns functions that compute what a model computes, perhaps faster."""
+
+    def autocast(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return model(images)
+
+    return {
+        "the model": model,
+        "bfloat16 autocast": autocast,
+        "folded batch normalisation": fuse(model),
+        "torch.compile": torch.compile(model, dynamic=True),
+    }
+
+
+def twins(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Measures UnionCAM with 64 channels, scored by each twin in turn."""
+    device = torch.device(options.device)
+    rows = []
+    for name, weights in (("efficientnet_lite0", "default"), ("resnet18", "none")):
+        classifier = load_classifier(name, weights)
+        model, layer = classifier.model.to(device), classifier.layer()
+        cams = {
+            what: UnionCAM(model, layer, scoring_func=twin)
+            for what, twin in make_twins(model, device).items()
+        }
+        for number, path in enumerate(image_paths(options)):
+            inputs, black, target = shown(classifier, path, device)
+            for what, cam in cams.items():
+                started = time.perf_counter()
+                maps, details = cam.attribute(
+                    inputs,
+                    target,
+                    baselines=black,
+                    max_channels=64,
+                    return_details=True,
+                )
+                seconds = time.perf_counter() - started
+                if what == "the model":
+                    plain, choice, plain_seconds = maps, details, seconds
+                both = torch.stack([maps.flatten(), plain.flatten()])
+                same = torch.equal(details.fused_selected, choice.fused_selected)
+                rows.append(
+                    {
+                        "model": name,
+                        "what": what,
+                        "first": number == 0,
+                        "seconds": seconds,
+                        "speedup": plain_seconds / seconds,
+                        "correlation": float(torch.corrcoef(both)[0, 1]),
+                        "same": same,
+                    }
+                )
+            print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return rows
+
+
+def twins_table(rows: list[dict[str, object]]) -> str:
+    """Returns means over images, and the median speed-up after the first image."""
+    lines = [
+        "| model | scoring_func | first image, s | speed-up after it | "
+        "mean correlation | worst | same selection |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["model"], row["what"]), []).append(row)
+    for (model, what), group in groups.items():
+        later = [row["speedup"] for row in group if not row["first"]]
+        correlations = [row["correlation"] for row in group]
+        lines.append(
+            f"| {model} | {what} | {group[0]['seconds']:.1f} | "
+            f"{statistics.median(later):.2f} | {statistics.mean(correlations):.4f} | "
+            f"{min(correlations):.4f} | "
+            f"{statistics.mean(row['same'] for row in group):.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def memory_table(rows: list[dict[str, object]]) -> str:
+    """Returns the peaks as a Markdown table."""
+    heads = " | ".join(str(row["channels"]) for row in rows)
+    peaks = " | ".join(f"{row['peak_mib']:.0f}" for row in rows)
+    lines = [f"| channels | {heads} |", "|---" * (len(rows) + 1) + "|"]
+    return "\n".join([*lines, f"| peak, MiB | {peaks} |"])
+
+
+def main() -> None:
+    """Runs one of the measurements, prints its table, and writes its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "what", choices=("speed", "memory", "channels", "twins", "peak")
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=[
+            "efficientnet_lite0:1",
+            "efficientnet_lite0:8:128",
+            "resnet18:1",
+            "resnet18:8:128",
+            "vgg16:1:64",
+            "vgg16:8:16",
+        ],
+        metavar="MODEL[:BATCH[:CHANNELS]]",
+        help="the layer is the first CHANNELS of the features, for everyone",
+    )
+    parser.add_argument("--images", metavar="FOLDER")
+    parser.add_argument("--count", type=int, default=100, help="images of the folder")
+    parser.add_argument("--channels", type=int, default=64, help="of peak")
+    options = parser.parse_args()
+    if options.what == "peak":
+        peak(options)
+        return
+    measure, table = {
+        "speed": (speed, speed_table),
+        "memory": (memory, memory_table),
+        "channels": (channels, channels_table),
+        "twins": (twins, twins_table),
+    }[options.what]
+    rows = measure(options)
+    print(table(rows))
+    if options.json:
+        device = options.device
+        if device.startswith("cuda"):
+            device = torch.cuda.get_device_name()
+        report = {
+            "what": options.what,
+            "device": device,
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "rows": rows,
+        }
+        Path(options.json).write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

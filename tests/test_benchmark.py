@@ -1,0 +1,47 @@
+"""The benchmark program: the parts that need neither the peers nor a clock."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import benchmark
+import pytest
+import torch
+
+PROGRAM = Path(benchmark.__file__)
+
+
+def peak(channels):
+    command = [sys.executable, str(PROGRAM), "peak", "--channels", str(channels)]
+    return float(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+def test_peak_memory_does_not_grow_with_the_channels():
+    assert peak(2048) == pytest.approx(peak(64), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "vgg11"])
+def test_a_tapped_model_computes_what_the_model_computes(name):
+    from captum_unioncam.models import load_classifier
+
+    tapped = benchmark.build(name, 4, "none")
+    torch.manual_seed(0)
+    model = load_classifier(name, "none").model
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(tapped(images), model(images), atol=1e-5)
+
+
+def test_the_speed_table_takes_ratios_within_a_round():
+    def row(what, seconds, floor):
+        place = {"model": "net", "batch": 1, "live": 3, "total": 4}
+        best = {"chunk": 8, "layout": "channels_last"}
+        floors = {"floor_live": floor, "floor_all": floor * 4 / 3}
+        return {**place, **best, **floors, "what": what, "seconds": seconds}
+
+    rows = [row("UnionCAM", s, s / 1.1) for s in (1.0, 2.0, 5.0)]
+    rows += [row("peer", 3 * s, s / 1.1) for s in (1.0, 2.0, 5.0)]
+    lines = benchmark.speed_table(rows).splitlines()
+    assert lines[2].endswith("| floor, live (8 x channels_last) | 1.82 | 1.00 | |")
+    assert lines[3].endswith("| UnionCAM | 2.00 | 1.10 | 1.00 |")
+    assert lines[4].endswith("| peer | 6.00 | 3.30 | 3.00 |")
