@@ -49,7 +49,7 @@ def _scale(maps: Tensor, low: Tensor, high: Tensor, flat: Tensor) -> Tensor:
     """Maps ``low`` to 0 and ``high`` to 1; flat maps become 0."""
     span = high - low
     blank = (span == 0) | flat.view_as(span)
-    return torch.where(blank, 0, (maps - low) / torch.where(blank, 1, span))
+    return (maps - low) / torch.where(blank, torch.inf, span)
 
 
 def min_max(maps: Tensor) -> Tensor:

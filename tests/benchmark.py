@@ -2,6 +2,7 @@
 
     pip install -c constraints.txt -e ".[demo,bench]"
     python tests/benchmark.py speed --json speed.json
+    python tests/benchmark.py speed --device cuda --json speed.json
     python tests/benchmark.py memory
     python tests/benchmark.py channels --images FOLDER
     python tests/benchmark.py twins --images FOLDER --count 20
@@ -22,6 +23,7 @@ and torch.compile.
 """
 
 import argparse
+import contextlib
 import json
 import platform
 import resource
@@ -29,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -42,9 +44,22 @@ from captum_unioncam._maps import blend, to_mask
 from captum_unioncam._scoring import confidence
 from captum_unioncam.models import Classifier, load_classifier
 
-CHUNKS = {"cpu": (1, 2, 4, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
+CHUNKS = {"cpu": (2, 4, 6, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-PRECISIONS = ("float32", "tf32", "bfloat16")
+# What runs by default: models that fit a laptop's patience, and the paper's on a GPU.
+MODELS = {
+    "cpu": [
+        "efficientnet_lite0:1",
+        "efficientnet_lite0:8:128",
+        "resnet18:1",
+        "resnet18:8:128",
+        "vgg16:1:32",
+        "vgg16:8:8",
+    ],
+    "cuda": ["vgg16:1", "vgg16:8", "resnet50:1", "resnet50:8"],
+}
+PRECISIONS = {"cpu": ["float32"], "cuda": ["float32", "tf32", "bfloat16"]}
+PAPER = "The paper's UnionCAM: 1.16 s and 2.22 GB an image (VGG16, RTX A6000)."
 SAMPLE = 32  # images in one measurement of the floor, at least
 COUNTS = (16, 32, 64, 128, 256)
 
@@ -173,15 +188,45 @@ def contenders(model: Tapped, inputs: Tensor, target: int) -> dict[str, Callable
     }
 
 
+def parse(spec: str) -> tuple[str, int, int | None]:
+    """Returns model, batch and channels of MODEL[:BATCH[:CHANNELS]]; None is all."""
+    name, *numbers = spec.split(":")
+    batch, count = [*map(int, numbers), *[1, None][len(numbers) :]]
+    return name, batch, count
+
+
+@contextlib.contextmanager
+def precision(name: str, device: torch.device) -> Iterator[None]:
+    """Runs everything inside in float32, in TF32, or under bfloat16 autocast."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bfloat16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def speed(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Measures seconds for each image of the floor and of every contender, in turn."""
+    """Measures every contender against the floor, in every precision."""
     device = torch.device(options.device)
     rows = []
-    for spec in options.models:
-        name, batch, count = (spec.split(":") + ["1", "0"])[:3]
+    for name in options.precisions or PRECISIONS[device.type]:
+        with precision(name, device):
+            rows += [{**row, "precision": name} for row in race(options, device)]
+    return rows
+
+
+def race(options: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+    """Measures seconds for each image of the floor and of every contender, in turn."""
+    rows = []
+    for spec in options.models or MODELS[device.type]:
+        name, batch, count = parse(spec)
         weights = "default" if name == "efficientnet_lite0" else "none"
-        model = build(name, int(count) or None, weights).to(device)
-        inputs = photographs(int(batch)).to(device)
+        model = build(name, count, weights).to(device)
+        inputs = photographs(batch).to(device)
         with torch.no_grad():
             target = int(model(inputs[:1]).argmax())
         _, details = UnionCAM(model, model.tap).attribute(
@@ -193,9 +238,13 @@ def speed(options: argparse.Namespace) -> list[dict[str, object]]:
         runs = contenders(model, inputs, target)
         for _ in range(options.rounds):
             before = forward_seconds(model, inputs, chunk, layout)
-            seconds = {}
             for label, run in runs.items():
-                seconds[label] = timed(run, device) / len(inputs)
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                seconds = timed(run, device) / len(inputs)
+                peak_gib = None
+                if device.type == "cuda":
+                    peak_gib = torch.cuda.max_memory_allocated() / 2**30 / len(inputs)
                 after = forward_seconds(model, inputs, chunk, layout)
                 image = (before + after) / 2  # the machine's speed around this run
                 rows.append(
@@ -207,7 +256,8 @@ def speed(options: argparse.Namespace) -> list[dict[str, object]]:
                         "chunk": chunk,
                         "layout": layout,
                         "what": label,
-                        "seconds": seconds[label],
+                        "seconds": seconds,
+                        "peak_gib": peak_gib,
                         "floor_live": image * live,
                         "floor_all": image * total,
                     }
@@ -221,20 +271,25 @@ def speed(options: argparse.Namespace) -> list[dict[str, object]]:
 def speed_table(rows: list[dict[str, object]]) -> str:
     """Returns medians over rounds as a Markdown table."""
     lines = [
-        "| model | batch | live / all channels | what | s / image | x floor (live) | "
-        "x UnionCAM |",
-        "|---|---|---|---|---|---|---|",
+        "| model, precision | batch | live / all channels | what | s / image | "
+        "x floor (live) | x UnionCAM | peak, GiB / image |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for row in rows:
-        place = (row["model"], row["batch"], row["live"], row["total"])
+        model = f"{row['model']}, {row['precision']}"
+        place = (model, row["batch"], row["live"], row["total"])
         groups.setdefault(place, {}).setdefault(row["what"], []).append(row)
     for (name, batch, live, total), runs in groups.items():
         ours = runs["UnionCAM"]
         floor = statistics.median(row["floor_live"] for row in ours)
         head = f"| {name} | {batch} | {live:.0f} / {total} |"
         layout = f"{ours[0]['chunk']} x {ours[0]['layout']}"
-        lines.append(f"{head} floor, live ({layout}) | {floor:.2f} | 1.00 | |")
+        lines.append(f"{head} floor, live ({layout}) | {floor:.2f} | 1.00 | | |")
+        everything = statistics.median(row["floor_all"] for row in ours)
+        lines.append(
+            f"{head} floor, all | {everything:.2f} | {everything / floor:.2f} | | |"
+        )
         for what, measured in runs.items():
             seconds = statistics.median(row["seconds"] for row in measured)
             floors = [row["seconds"] / row["floor_live"] for row in measured]
@@ -244,9 +299,17 @@ def speed_table(rows: list[dict[str, object]]) -> str:
             ]
             lines.append(
                 f"{head} {what} | {seconds:.2f} | {statistics.median(floors):.2f} | "
-                f"{statistics.median(union):.2f} |"
+                f"{statistics.median(union):.2f} | {memory_column(measured)} |"
             )
+    if any(row["peak_gib"] for row in rows):
+        lines += ["", PAPER]
     return "\n".join(lines)
+
+
+def memory_column(measured: list[dict]) -> str:
+    """Returns the largest peak of some runs, where it was measured."""
+    peaks = [row["peak_gib"] for row in measured if row["peak_gib"] is not None]
+    return f"{max(peaks):.2f}" if peaks else ""
 
 
 class Wide(nn.Module):
@@ -463,17 +526,10 @@ def main() -> None:
     parser.add_argument(
         "--models",
         nargs="+",
-        default=[
-            "efficientnet_lite0:1",
-            "efficientnet_lite0:8:128",
-            "resnet18:1",
-            "resnet18:8:128",
-            "vgg16:1:64",
-            "vgg16:8:16",
-        ],
         metavar="MODEL[:BATCH[:CHANNELS]]",
         help="the layer is the first CHANNELS of the features, for everyone",
     )
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS["cuda"])
     parser.add_argument("--images", metavar="FOLDER")
     parser.add_argument("--count", type=int, default=100, help="images of the folder")
     parser.add_argument("--channels", type=int, default=64, help="of peak")

@@ -32,16 +32,40 @@ def test_a_tapped_model_computes_what_the_model_computes(name):
         assert torch.allclose(tapped(images), model(images), atol=1e-5)
 
 
+def test_what_to_measure_is_a_model_a_batch_and_a_number_of_channels():
+    assert benchmark.parse("resnet18") == ("resnet18", 1, None)
+    assert benchmark.parse("resnet18:8") == ("resnet18", 8, None)
+    assert benchmark.parse("resnet18:8:16") == ("resnet18", 8, 16)
+
+
 def test_the_speed_table_takes_ratios_within_a_round():
-    def row(what, seconds, floor):
+    def row(what, seconds, floor, peak=None):
         place = {"model": "net", "batch": 1, "live": 3, "total": 4}
         best = {"chunk": 8, "layout": "channels_last"}
         floors = {"floor_live": floor, "floor_all": floor * 4 / 3}
-        return {**place, **best, **floors, "what": what, "seconds": seconds}
+        run = {"what": what, "seconds": seconds, "precision": "tf32", "peak_gib": peak}
+        return {**place, **best, **floors, **run}
 
     rows = [row("UnionCAM", s, s / 1.1) for s in (1.0, 2.0, 5.0)]
-    rows += [row("peer", 3 * s, s / 1.1) for s in (1.0, 2.0, 5.0)]
+    rows += [row("peer", 3 * s, s / 1.1, s / 4) for s in (1.0, 2.0, 5.0)]
     lines = benchmark.speed_table(rows).splitlines()
-    assert lines[2].endswith("| floor, live (8 x channels_last) | 1.82 | 1.00 | |")
-    assert lines[3].endswith("| UnionCAM | 2.00 | 1.10 | 1.00 |")
-    assert lines[4].endswith("| peer | 6.00 | 3.30 | 3.00 |")
+    head = "| net, tf32 | 1 | 3 / 4 |"
+    assert lines[2:6] == [
+        f"{head} floor, live (8 x channels_last) | 1.82 | 1.00 | | |",
+        f"{head} floor, all | 2.42 | 1.33 | | |",
+        f"{head} UnionCAM | 2.00 | 1.10 | 1.00 |  |",
+        f"{head} peer | 6.00 | 3.30 | 3.00 | 1.25 |",
+    ]
+    assert lines[-1] == benchmark.PAPER
+
+
+@pytest.mark.parametrize("name", ["float32", "tf32", "bfloat16"])
+def test_precision_is_restored(name):
+    device = torch.device("cpu")
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with benchmark.precision(name, device):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert torch.backends.cudnn.allow_tf32 == (name == "tf32")
+    assert product.dtype == (torch.bfloat16 if name == "bfloat16" else torch.float32)
+    after = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    assert after == before

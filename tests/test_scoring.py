@@ -8,7 +8,7 @@ import torch
 from nets import Case
 
 from captum_unioncam._captum import LayerCall
-from captum_unioncam._scoring import MaskScorer, confidence
+from captum_unioncam._scoring import CPU_CHUNK, MaskScorer, confidence
 
 
 def test_confidence_is_softmax_over_classes():
@@ -78,7 +78,7 @@ def test_every_chunk_size_gives_the_same_scores(chunk):
     sizes.clear()
     with torch.no_grad():
         scores = engine.score(maps, keep)
-    limit = 8 if chunk is None else 3 * chunk
+    limit = CPU_CHUNK if chunk is None else 3 * chunk
     assert sum(sizes) == keep.sum() and max(sizes) <= limit
     assert all(size == min(limit, sum(sizes)) for size in sizes[:-1])
 

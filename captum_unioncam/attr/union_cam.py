@@ -236,7 +236,7 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
                 which is all, the paper
             perturbations_per_eval (int, optional): Masks for each example in one
                 forward pass; the result does not depend on it. Default: None, which is
-                8 masked inputs in all on the CPU and 64 elsewhere
+                6 masked inputs in all on the CPU and 64 elsewhere
             show_progress (bool, optional): Show a progress bar on stderr. Default:
                 False
             return_details (bool, optional): Return the components and their scores too.
