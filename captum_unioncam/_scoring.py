@@ -93,8 +93,6 @@ class MaskScorer:
         score_func: ScoreFunc | None = None,
         perturbations_per_eval: int | None = None,
     ) -> None:
-        if score_func is not None and not callable(score_func):
-            raise TypeError(f"`score_func` must be a callable, got {score_func!r}.")
         self._call = call
         self._score_func = confidence if score_func is None else score_func
         masked = [inp for inp in call.inputs if inp.dim() == dim]

@@ -534,6 +534,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="images of the folder")
     parser.add_argument("--channels", type=int, default=64, help="of peak")
     options = parser.parse_args()
+    if options.what in ("channels", "twins"):
+        if options.images is None or not Path(options.images).is_dir():
+            parser.error(f"{options.what} needs --images, a folder of JPEG images")
     if options.what == "peak":
         peak(options)
         return

@@ -32,6 +32,14 @@ def test_a_tapped_model_computes_what_the_model_computes(name):
         assert torch.allclose(tapped(images), model(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("what", ["channels", "twins"])
+def test_a_missing_folder_of_images_is_refused(what, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", what, "--images", "no/such"])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main()
+    assert f"{what} needs --images, a folder of JPEG" in capsys.readouterr().err
+
+
 def test_what_to_measure_is_a_model_a_batch_and_a_number_of_channels():
     assert benchmark.parse("resnet18") == ("resnet18", 1, None)
     assert benchmark.parse("resnet18:8") == ("resnet18", 8, None)

@@ -144,6 +144,7 @@ class RegionCAM(CAMAttribution, PerturbationAttribution):
             >>> cam.attribute(torch.rand(2, 3, 8, 8), target=1).shape
             torch.Size([2, 1, 6, 6])
         """
+        check_callable("score_func", score_func)
         check_positive("max_channels", max_channels)
         check_positive("perturbations_per_eval", perturbations_per_eval)
         call = self._prepare(

@@ -271,6 +271,7 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
             torch.Size([2, 1, 6, 6])
         """
         check_theta(theta)
+        check_callable("score_func", score_func)
         check_positive("max_channels", max_channels)
         check_positive("perturbations_per_eval", perturbations_per_eval)
         if self.gradient_cam is not None:

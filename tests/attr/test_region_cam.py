@@ -176,7 +176,9 @@ def test_refuses_a_score_func_without_one_value_for_each_example(score_func):
 def test_refuses_a_score_func_that_is_no_function_or_returns_no_tensor():
     net, inputs = Case().build(0)
     cam = RegionCAM(net, net.layer)
-    with pytest.raises(TypeError, match="`score_func` must be a callable, got 3"):
+    with pytest.raises(
+        TypeError, match="`score_func` must be a callable or None, got 3"
+    ):
         cam.attribute(inputs, target=0, score_func=3)
     with pytest.raises(
         TypeError, match="`score_func` must return a Tensor, got a None"
