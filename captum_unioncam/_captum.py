@@ -7,14 +7,16 @@ the package leans on, and every other module takes them from here.
 import functools
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from captum._utils.common import (
     _expand_target,
+    _extract_device,
     _format_additional_forward_args,
     _format_output,
     _format_tensor_into_tuples,
@@ -30,9 +32,14 @@ from captum._utils.typing import TargetType
 from captum.log import log_usage
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parallel.scatter_gather import scatter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 __all__ = [
     "LayerCall",
+    "ModelCall",
     "TargetType",
     "as_tuple",
     "attribution_method",
@@ -127,39 +134,31 @@ def _check_rows(output: Any, rows: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LayerCall:
-    """One call of ``attribute``: a model, its layer, and the batch to explain."""
+class ModelCall:
+    """A model and the batch to run it on, in Captum's internal forms."""
 
     forward_func: Callable[..., Any]
-    layer: Module
-    device_ids: list[int] | None
     inputs: tuple[Tensor, ...]
     target: TargetType
     additional_forward_args: tuple[Any, ...] | None
-    attribute_to_layer_input: bool
 
     @classmethod
     def prepare(
         cls,
         forward_func: Callable[..., Any],
-        layer: Module,
-        device_ids: list[int] | None,
         inputs: Tensor | tuple[Tensor, ...],
         target: TargetType,
         additional_forward_args: object,
-        attribute_to_layer_input: bool,
-    ) -> "LayerCall":
+        **layer: Any,
+    ) -> "Self":
         """Brings the arguments of ``attribute`` into Captum's internal forms."""
         args = _format_additional_forward_args(additional_forward_args)
         return cls(
             forward_func,
-            layer,
-            # DataParallel on the CPU has no devices, and needs none.
-            device_ids or None,
             tuple(_outside_inference_mode(inp) for inp in as_tuple(inputs)),
             _outside_inference_mode(target),
             None if args is None else tuple(map(_outside_inference_mode, args)),
-            attribute_to_layer_input,
+            **layer,
         )
 
     @property
@@ -180,7 +179,7 @@ class LayerCall:
             for arg in self.additional_forward_args
         )
 
-    def scored_by(self, scoring_func: Callable[..., Any] | None) -> "LayerCall":
+    def scored_by(self, scoring_func: Callable[..., Any] | None) -> "Self":
         """Returns this call with a function in place of the model, if there is one."""
         if scoring_func is None:
             return self
@@ -193,6 +192,15 @@ class LayerCall:
             # Future.then returns an instance of the private base class of Future.
             output = output.wait()
         return _check_rows(output, len(inputs[0]))
+
+
+@dataclass(frozen=True)
+class LayerCall(ModelCall):
+    """One call of ``attribute``: a model call, and the layer to explain."""
+
+    layer: Module
+    device_ids: list[int] | None
+    attribute_to_layer_input: bool
 
     def activations(self) -> tuple[Tensor, ...]:
         """Returns the layer's tensors. Cost: one forward pass of the batch."""
@@ -250,6 +258,68 @@ class LayerCall:
                 grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
             )
         return self._checked(activations), tuple(g.detach() for g in gradients)
+
+    def run_counting(
+        self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None
+    ) -> tuple[Tensor, int]:
+        """Returns the model's output, and how often the layer runs in one pass."""
+        runs: Counter[torch.device] = Counter()
+
+        def count(module: Module, inp: Any, out: Any = None) -> None:
+            runs[_extract_device(module, inp, out)] += 1
+
+        with self._hooked(count):
+            output = self.run(inputs, args)
+        return output, max(runs.values())
+
+    def run_replacing(
+        self,
+        inputs: tuple[Tensor, ...],
+        args: tuple[Any, ...] | None,
+        place: int,
+        replacement: Tensor,
+        runs: int,
+    ) -> Tensor:
+        """Returns the model's output with a tensor of the layer replaced.
+
+        Args:
+            inputs (tuple[Tensor, ...]): Inputs, (P, ...) each.
+            args (tuple): Additional arguments for them.
+            place (int): Which of the layer's tensors to replace.
+            replacement (Tensor): Its new value, (P, K, *spatial). The model may change
+                it.
+            runs (int): How often the layer runs in one pass. The last run is the one
+                that the activations are of.
+        """
+        device_ids = self.device_ids or getattr(self.forward_func, "device_ids", None)
+        parts = scatter(replacement, device_ids) if device_ids else (replacement,)
+        by_device = {part.device: part for part in parts}
+        seen: Counter[torch.device] = Counter()
+
+        def replaced(module: Module, inp: Any, out: Any = None) -> Any:
+            device = _extract_device(module, inp, out)
+            seen[device] += 1
+            if seen[device] < runs:
+                return None
+            tensors = inp if out is None else out
+            if not isinstance(tensors, tuple):
+                return by_device[device]
+            return (*tensors[:place], by_device[device], *tensors[place + 1 :])
+
+        with self._hooked(replaced):
+            return self.run(inputs, args)
+
+    @contextmanager
+    def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:
+        """Hooks the layer's input or output, and removes the hook after any exit."""
+        if self.attribute_to_layer_input:
+            handle = self.layer.register_forward_pre_hook(hook)
+        else:
+            handle = self.layer.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _checked(self, activations: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Returns detached activations, once they are known to be spatial."""

@@ -91,6 +91,27 @@ def percentile(maps: Tensor, q: float) -> Tensor:
     return threshold.view(*maps.shape[:2], *[1] * (maps.dim() - 2))
 
 
+def gaussian_blur(maps: Tensor, sigma: float, radius: int) -> Tensor:
+    """Blurs each map along every spatial dimension, mirrored at its borders.
+
+    The kernel has 2 * radius + 1 entries, which sum to 1. A map may be smaller than
+    the kernel.
+    """
+    values = at_least_float32(maps)
+    offsets = torch.arange(-radius, radius + 1, device=values.device)
+    kernel = torch.exp(-0.5 * (offsets.to(values.dtype) / sigma) ** 2)
+    for dim in spatial_dims(values):
+        length = values.shape[dim]
+        places = torch.arange(length, device=values.device)
+        period = max(2 * (length - 1), 1)
+        sources = (places[:, None] + offsets).remainder(period)
+        sources = torch.where(sources < length, sources, period - sources)
+        weights = values.new_zeros(length, length)  # from sources (columns) to places
+        weights.scatter_add_(1, sources, (kernel / kernel.sum()).expand(length, -1))
+        values = (values.movedim(dim, -1) @ weights.T).movedim(-1, dim)
+    return values
+
+
 def blend(inputs: Tensor, masks: Tensor, baselines: Tensor) -> Tensor:
     """Masks inputs: m * x + (1 - m) * b, in the type and memory format of ``inputs``.
 

@@ -1,11 +1,13 @@
-"""Confidences of many masked inputs.
+"""Confidences of many perturbed examples: masked inputs, or replaced activations.
 
-The engine knows maps, masks and scores, and no CAM formula. Each map masks its
-example's inputs, the masked inputs go through the model in chunks, and only scores are
-kept: memory depends on the size of a chunk, not on the number of maps.
+The engine knows maps, masks and scores, and no CAM formula. The perturbed examples go
+through the model in chunks, and only scores are kept: memory depends on the size of a
+chunk, not on the number of maps.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from captum_unioncam._captum import (
     LayerCall,
+    ModelCall,
     TargetType,
     expand_target,
     progress_bar,
@@ -22,13 +25,14 @@ from captum_unioncam._captum import (
 from captum_unioncam._maps import at_least_float32, blend, is_flat, to_mask
 
 ScoreFunc = Callable[[Tensor], Tensor]
+MaskVariant = Callable[[Tensor], Tensor]
 Baselines = Tensor | int | float | tuple[Tensor | int | float, ...] | None
 
-# Masked inputs in one forward pass. On a CPU, batches of two to eight ran about twice
-# as fast for each image as batches of 64. Six were best for a light net and near the
-# best for heavy ones: at eight, some activations of 224 x 224 images pass the 32 MiB
-# above which glibc takes every buffer anew from the system. An accelerator needs more
-# to be busy.
+# Perturbed examples in one forward pass. On a CPU, batches of two to eight ran about
+# twice as fast for each image as batches of 64. Six were best for a light net and near
+# the best for heavy ones: at eight, some activations of 224 x 224 images pass the 32
+# MiB above which glibc takes every buffer anew from the system. An accelerator needs
+# more to be busy.
 CPU_CHUNK = 6
 ACCELERATOR_CHUNK = 64
 
@@ -60,152 +64,69 @@ def confidence(output: Tensor) -> Tensor:
     return torch.where(per_example, values, values.softmax(1))
 
 
-class MaskScorer:
-    """Scores masks for the examples of one call.
+class _PairScorer(ABC):
+    """Scores perturbed examples, packed densely across the batch, in chunks.
 
-    Every input whose rank is ``dim`` is masked, each at its own size; the others pass
-    unchanged. The constructor validates the options and scores the baseline, f_c(Ib),
-    in one forward pass, so that mistakes show before any masked pass.
-
-    Args:
-        call (LayerCall): The model and the batch.
-        dim (int): Rank of the maps, (N, K, *spatial), and of the inputs to mask.
-        baselines: What a mask of 0 shows, in the forms of Captum's FeatureAblation.
-        score_func (Callable, optional): From the output to scores, read at the target.
-        perturbations_per_eval (int, optional): Masks per example in one forward pass.
-
-    Raises:
-        ValueError: If no input has the rank ``dim``, ``baselines`` do not fit the
-            inputs, the model's output has not one row for each example, or
-            ``score_func`` has not one value for each example at the target.
-        AssertionError: If the target selects more than one value for each example.
+    Each pair of an example and a column, such as a channel, costs one forward pass. The
+    constructor of a subclass ends with :meth:`_score_reference`, so that mistakes show
+    before any perturbed pass.
 
     Attributes:
-        baseline_scores (Tensor): f_c(Ib) of each example, (N,).
-        mask_size (tuple[int, ...]): Spatial size of the first masked input.
+        reference_scores (Tensor): The score of each example's reference, (N,).
     """
+
+    reference_scores: Tensor
 
     def __init__(
         self,
-        call: LayerCall,
-        dim: int,
-        baselines: Baselines = None,
-        score_func: ScoreFunc | None = None,
-        perturbations_per_eval: int | None = None,
+        call: ModelCall,
+        score_func: ScoreFunc | None,
+        perturbations_per_eval: int | None,
+        device: torch.device,
     ) -> None:
         self._call = call
-        self._score_func = confidence if score_func is None else score_func
-        masked = [inp for inp in call.inputs if inp.dim() == dim]
-        if not masked:
-            raise ValueError(
-                f"`inputs` must hold a tensor of the layer's rank, {dim}, to mask, got "
-                f"the shapes {[tuple(inp.shape) for inp in call.inputs]}; choose a "
-                "layer whose spatial dimensions are the input's."
-            )
-        self.mask_size = tuple(masked[0].shape[2:])
         self._inputs = call.inputs
-        self._baselines = _format_baselines(baselines, call.inputs, dim)
+        self._score_func = confidence if score_func is None else score_func
         if perturbations_per_eval is None:
-            on_cpu = masked[0].device.type == "cpu"
-            self._chunk = CPU_CHUNK if on_cpu else ACCELERATOR_CHUNK
+            self._chunk = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
         else:
             self._chunk = perturbations_per_eval * call.batch_size
-        # Two-dimensional convolutions run fastest on channels_last images, and no other
-        # model that was measured runs slower.
-        self._lay_out(torch.channels_last)
-        try:
-            self.baseline_scores = self._score_baseline()
-        except RuntimeError as error:
-            if VIEW_ERROR not in str(error):
-                raise
-            self._lay_out(torch.contiguous_format)
-            self.baseline_scores = self._score_baseline()
         self._target = call.target
         if isinstance(self._target, Tensor) and self._target.numel() == 1:
             self._target = self._target.item()  # which Captum would ask of each chunk
 
+    @abstractmethod
+    def _reference_output(self, examples: Tensor) -> Tensor:
+        """Runs the model on the references of the given examples, (P,)."""
+
     def _lay_out(self, layout: torch.memory_format) -> None:
-        """Brings the masked images, of four dimensions, into a memory format."""
+        """Brings the images among the inputs into a memory format."""
         self._layout = layout
-        pairs = tuple(zip(self._inputs, self._baselines, strict=True))
-        self._inputs = tuple(
-            inp if baseline is None else _laid_out(inp, layout)
-            for inp, baseline in pairs
-        )
-        self._baselines = tuple(
-            None if baseline is None else _laid_out(baseline, layout)
-            for _, baseline in pairs
-        )
+        self._inputs = tuple(_laid_out(inp, layout) for inp in self._inputs)
 
-    def score(
-        self, maps: Tensor, keep: Tensor, description: str | None = None
-    ) -> Tensor:
-        """Returns the score of each map as a mask on its example, (N, M).
-
-        Cost: one forward pass for each map that is kept, in chunks.
-
-        Args:
-            maps (Tensor): Maps of any scale, (N, M, *spatial).
-            keep (Tensor): Which maps to score, bool, (N, M). The others get the
-                baseline score, which is exact for flat maps: their mask is all zeros.
-            description (str, optional): Shows a progress bar of this name.
-        """
-        scores = self.baseline_scores[:, None].repeat(1, maps.shape[1]).to(maps.device)
-        examples, columns = keep.nonzero(as_tuple=True)
-        numbers = examples.tolist()  # nothing in the loop waits for the device
-        start, first_chunk = 0, self._chunk
-        with progress_bar(description, len(numbers)) as bar:
-            while start < len(numbers):
-                chunk = slice(start, start + self._chunk)
-                places = examples[chunk], columns[chunk]
-                target = _pick(self._target, places[0], numbers[chunk])
-                picked = self._score_chunk(maps[places], places[0], target)
-                if picked is None:
-                    self._chunk = len(places[0]) // 2
-                    torch.cuda.empty_cache()
-                    continue
-                scores[places] = picked.to(maps.device)
-                bar.update(len(picked))
-                start += len(picked)
-        if self._chunk < first_chunk:
-            self._warn_of_memory(first_chunk, self._chunk)
-        return scores
-
-    def _score_chunk(
-        self, maps: Tensor, examples: Tensor, target: TargetType
-    ) -> Tensor | None:
-        """Scores maps, (P, *spatial); returns None if memory is too small for them."""
+    def _score_reference(self) -> None:
+        """Scores the reference of each example, and validates options and output."""
+        # Two-dimensional convolutions run fastest on channels_last images, and no other
+        # model that was measured runs slower.
+        self._lay_out(torch.channels_last)
         try:
-            output = self._output(maps.unsqueeze(1), examples)
-            return self._scores_at_target(output, target)
-        except torch.cuda.OutOfMemoryError:
-            if len(maps) == 1:
+            self.reference_scores = self._checked_reference()
+        except RuntimeError as error:
+            if VIEW_ERROR not in str(error):
                 raise
-            return None  # with the exception go the tensors that its traceback holds
+            self._lay_out(torch.contiguous_format)
+            self.reference_scores = self._checked_reference()
 
-    def _warn_of_memory(self, first_chunk: int, chunk: int) -> None:
-        warn_user(
-            f"{first_chunk} masked inputs did not fit the device's memory together; "
-            f"went on with {chunk}. Pass a smaller `perturbations_per_eval`."
-        )
-
-    def gains(self, maps: Tensor) -> Tensor:
-        """Returns the score contribution of each map, f_c(mask) - f_c(Ib), (N, M)."""
-        keep = ~is_flat(maps) & maps.isfinite().flatten(1).all(1, keepdim=True)
-        scores = self.score(maps, keep)
-        return scores - self.baseline_scores[:, None].to(maps.device)
-
-    def _score_baseline(self) -> Tensor:
-        """Scores the all-zero mask for each example, and validates the output."""
+    def _checked_reference(self) -> Tensor:
         call, size = self._call, self._call.batch_size
         if size == 0:
             return torch.zeros(0)
-        # A single example goes twice where masks will go together, to see that the
-        # output grows with the batch.
+        # A single example goes twice where perturbed ones will go together, to see that
+        # the output grows with the batch.
         repeats = 2 if size == 1 and self._chunk > 1 else 1
         target = expand_target(call.target, repeats)
         try:
-            output = self._output(None, torch.arange(size).repeat(repeats))
+            output = self._reference_output(torch.arange(size).repeat(repeats))
         except torch.cuda.OutOfMemoryError:
             if repeats == 1:
                 raise
@@ -213,28 +134,77 @@ class MaskScorer:
         if output is None:
             self._warn_of_memory(self._chunk, 1)
             self._chunk = 1
-            return self._score_baseline()
+            return self._checked_reference()
         self._check_scores(output, target)
         return self._scores_at_target(output, target)[:size]
 
-    def _output(self, maps: Tensor | None, examples: Tensor) -> Tensor:
-        """Runs the model on the examples masked by one map each; None masks all."""
-        call = self._call
-        inputs = []
-        for inp, baseline in zip(self._inputs, self._baselines, strict=True):
-            rows = examples.to(inp.device)
-            picked = inp[rows]
-            if baseline is not None:
-                mask = torch.zeros(len(rows), *[1] * (inp.dim() - 1), device=inp.device)
-                if maps is not None:
-                    mask = to_mask(maps, inp.shape[2:]).to(inp.device)
-                shown = baseline if len(baseline) == 1 else baseline[rows]
-                picked = _laid_out(blend(picked, mask, shown), self._layout)
-            inputs.append(picked)
-        args = call.additional_forward_args
-        if args is not None:
-            args = tuple(_pick_argument(arg, examples, call.batch_size) for arg in args)
-        return call.run(tuple(inputs), args)
+    def _score_pairs(
+        self,
+        keep: Tensor,
+        perturbed_output: Callable[[Tensor, Tensor, int], Tensor],
+        description: str | None,
+        rounds: int = 1,
+    ) -> Tensor:
+        """Returns the mean score of each pair over the rounds, (N, M).
+
+        Args:
+            keep (Tensor): Which pairs to score, bool, (N, M). The others get the
+                reference's score.
+            perturbed_output (Callable): Runs the model on P pairs, given by examples,
+                (P,), columns, (P,), and the number of the round.
+            description (str, optional): Shows a progress bar of this name.
+            rounds (int, optional): How often to score each pair. Default: 1
+        """
+        scores = self.reference_scores[:, None].repeat(1, keep.shape[1]).to(keep.device)
+        examples, columns = keep.nonzero(as_tuple=True)
+        numbers = examples.tolist()  # nothing in the loop waits for the device
+        totals = scores.new_zeros(len(numbers))
+        first_chunk = self._chunk
+        with progress_bar(description, rounds * len(numbers)) as bar:
+            for turn in range(rounds):
+                start = 0
+                while start < len(numbers):
+                    chunk = slice(start, start + self._chunk)
+                    rows = examples[chunk]
+                    target = _pick(self._target, rows, numbers[chunk])
+                    run = partial(perturbed_output, rows, columns[chunk], turn)
+                    picked = self._score_chunk(run, target, alone=len(rows) == 1)
+                    if picked is None:
+                        self._chunk = len(rows) // 2
+                        torch.cuda.empty_cache()
+                        continue
+                    totals[chunk] += picked.to(totals)
+                    bar.update(len(picked))
+                    start += len(picked)
+        if self._chunk < first_chunk:
+            self._warn_of_memory(first_chunk, self._chunk)
+        scores[examples, columns] = totals / rounds
+        return scores
+
+    def _score_chunk(
+        self, run: Callable[[], Tensor], target: TargetType, alone: bool
+    ) -> Tensor | None:
+        """Scores a chunk; returns None if memory is too small for more than one."""
+        try:
+            return self._scores_at_target(run(), target)
+        except torch.cuda.OutOfMemoryError:
+            if alone:
+                raise
+            return None  # with the exception go the tensors that its traceback holds
+
+    def _warn_of_memory(self, first_chunk: int, chunk: int) -> None:
+        warn_user(
+            f"{first_chunk} perturbed inputs did not fit the device's memory together; "
+            f"went on with {chunk}. Pass a smaller `perturbations_per_eval`."
+        )
+
+    def _picked_arguments(self, examples: Tensor) -> tuple[Any, ...] | None:
+        """Returns the additional arguments of the given examples."""
+        args = self._call.additional_forward_args
+        if args is None:
+            return None
+        size = self._call.batch_size
+        return tuple(_pick_argument(arg, examples, size) for arg in args)
 
     def _scores_at_target(self, output: Tensor, target: TargetType) -> Tensor:
         """Returns the confidence of each row of a model's output, (P,)."""
@@ -267,6 +237,191 @@ class MaskScorer:
             f"shape {tuple(scores.shape)} ({reason}); keep the output's shape, as "
             "torch.sigmoid does."
         )
+
+
+class MaskScorer(_PairScorer):
+    """Scores masks for the examples of one call.
+
+    Every input whose rank is ``dim`` is masked, each at its own size; the others pass
+    unchanged. The constructor validates the options and scores the baseline, f_c(Ib),
+    in one forward pass, so that mistakes show before any masked pass.
+
+    Args:
+        call (ModelCall): The model and the batch.
+        dim (int): Rank of the maps, (N, K, *spatial), and of the inputs to mask.
+        baselines: What a mask of 0 shows, in the forms of Captum's FeatureAblation.
+        score_func (Callable, optional): From the output to scores, read at the target.
+        perturbations_per_eval (int, optional): Masks per example in one forward pass.
+
+    Raises:
+        ValueError: If no input has the rank ``dim``, ``baselines`` do not fit the
+            inputs, the model's output has not one row for each example, or
+            ``score_func`` has not one value for each example at the target.
+        AssertionError: If the target selects more than one value for each example.
+
+    Attributes:
+        reference_scores (Tensor): f_c(Ib) of each example, (N,).
+        mask_sizes (list[tuple[int, ...]]): Spatial size of each masked input.
+    """
+
+    def __init__(
+        self,
+        call: ModelCall,
+        dim: int,
+        baselines: Baselines = None,
+        score_func: ScoreFunc | None = None,
+        perturbations_per_eval: int | None = None,
+    ) -> None:
+        masked = [inp for inp in call.inputs if inp.dim() == dim]
+        if not masked:
+            raise ValueError(
+                f"`inputs` must hold a tensor of the layer's rank, {dim}, to mask, got "
+                f"the shapes {[tuple(inp.shape) for inp in call.inputs]}; choose a "
+                "layer whose spatial dimensions are the input's."
+            )
+        super().__init__(call, score_func, perturbations_per_eval, masked[0].device)
+        self.mask_sizes = [tuple(inp.shape[2:]) for inp in masked]
+        self._baselines = _format_baselines(baselines, call.inputs, dim)
+        self._score_reference()
+
+    @property
+    def mask_size(self) -> tuple[int, ...]:
+        """Spatial size of the first masked input."""
+        return self.mask_sizes[0]
+
+    def _lay_out(self, layout: torch.memory_format) -> None:
+        super()._lay_out(layout)
+        self._baselines = tuple(
+            None if baseline is None else _laid_out(baseline, layout)
+            for baseline in self._baselines
+        )
+
+    def score(
+        self,
+        maps: Tensor,
+        keep: Tensor,
+        description: str | None = None,
+        variants: Sequence[MaskVariant] = (lambda mask: mask,),
+    ) -> Tensor:
+        """Returns the score of each map as a mask on its example, (N, M).
+
+        Cost: one forward pass for each map that is kept and each variant, in chunks.
+
+        Args:
+            maps (Tensor): Maps of any scale, (N, M, *spatial).
+            keep (Tensor): Which maps to score, bool, (N, M). The others get the
+                baseline score, which is exact for flat maps: their mask is all zeros.
+            description (str, optional): Shows a progress bar of this name.
+            variants (Sequence[Callable], optional): What to make of each mask, (P, 1,
+                *size), before it is laid on; the scores are averaged over them.
+                Default: the mask itself
+        """
+
+        def masked_output(rows: Tensor, columns: Tensor, turn: int) -> Tensor:
+            picked = maps[rows, columns].unsqueeze(1)
+            return self._masked_output(
+                rows, lambda size: variants[turn](to_mask(picked, size))
+            )
+
+        return self._score_pairs(keep, masked_output, description, len(variants))
+
+    def gains(self, maps: Tensor, description: str | None = None) -> Tensor:
+        """Returns the score contribution of each map, f_c(mask) - f_c(Ib), (N, M)."""
+        keep = ~is_flat(maps) & maps.isfinite().flatten(1).all(1, keepdim=True)
+        scores = self.score(maps, keep, description)
+        return scores - self.reference_scores[:, None].to(maps.device)
+
+    def _reference_output(self, examples: Tensor) -> Tensor:
+        shape = (len(examples), *[1] * (1 + len(self.mask_size)))
+        return self._masked_output(examples, lambda size: torch.zeros(shape))
+
+    def _masked_output(
+        self, examples: Tensor, mask: Callable[[Sequence[int]], Tensor]
+    ) -> Tensor:
+        """Runs the model on examples, under masks, (P, 1, *size), for a size."""
+        inputs = []
+        for inp, baseline in zip(self._inputs, self._baselines, strict=True):
+            rows = examples.to(inp.device)
+            picked = inp[rows]
+            if baseline is not None:
+                shown = baseline if len(baseline) == 1 else baseline[rows]
+                masks = mask(inp.shape[2:]).to(inp.device)
+                picked = _laid_out(blend(picked, masks, shown), self._layout)
+            inputs.append(picked)
+        return self._call.run(tuple(inputs), self._picked_arguments(examples))
+
+
+class ActivationScorer(_PairScorer):
+    """Scores what the model says when a tensor of its layer is replaced.
+
+    The constructor scores the examples as they are, f_c(x), in one forward pass.
+
+    Args:
+        call (LayerCall): The model, its layer and the batch.
+        activations (Tensor): The tensor of the layer to replace, (N, K, *spatial).
+        place (int): Which of the layer's tensors it is.
+        score_func (Callable, optional): From the output to scores, read at the target.
+        perturbations_per_eval (int, optional): Replacements per example in one pass.
+
+    Raises:
+        ValueError: As :class:`MaskScorer`.
+
+    Attributes:
+        reference_scores (Tensor): f_c(x) of each example, (N,).
+    """
+
+    def __init__(
+        self,
+        call: LayerCall,
+        activations: Tensor,
+        place: int,
+        score_func: ScoreFunc | None = None,
+        perturbations_per_eval: int | None = None,
+    ) -> None:
+        super().__init__(call, score_func, perturbations_per_eval, activations.device)
+        self._layer_call = call
+        self._activations, self._place = activations, place
+        self._runs = 1
+        self._score_reference()
+
+    def score(
+        self,
+        keep: Tensor,
+        edit: Callable[[Tensor, Tensor], Tensor],
+        description: str | None = None,
+    ) -> Tensor:
+        """Returns the score of each edit of the layer's tensor, (N, M).
+
+        Cost: one forward pass for each edit that is kept, in chunks.
+
+        Args:
+            keep (Tensor): Which edits to score, bool, (N, M). The others get f_c(x).
+            edit (Callable): From copies of the layer's tensor, (P, K, *spatial), and
+                the columns of ``keep``, (P,), to what takes their place.
+            description (str, optional): Shows a progress bar of this name.
+        """
+
+        def edited_output(rows: Tensor, columns: Tensor, turn: int) -> Tensor:
+            replacement = edit(self._activations[rows], columns)
+            return self._layer_call.run_replacing(
+                self._picked_inputs(rows),
+                self._picked_arguments(rows),
+                self._place,
+                _laid_out(replacement, self._layout),
+                self._runs,
+            )
+
+        return self._score_pairs(keep, edited_output, description)
+
+    def _reference_output(self, examples: Tensor) -> Tensor:
+        output, self._runs = self._layer_call.run_counting(
+            self._picked_inputs(examples), self._picked_arguments(examples)
+        )
+        return output
+
+    def _picked_inputs(self, examples: Tensor) -> tuple[Tensor, ...]:
+        picked = (inp[examples.to(inp.device)] for inp in self._inputs)
+        return tuple(_laid_out(inp, self._layout) for inp in picked)
 
 
 def _laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:

@@ -57,3 +57,24 @@ CASES = [
     Case(rank=3, size=5),
     Case(rank=3, size=4, pooled=True),
 ]
+
+
+class Weighed(nn.Module):
+    """A layer that is the input, and the sum of its positions under fixed weights.
+
+    The gradients of the layer are ``weights``, (K, *spatial).
+    """
+
+    def __init__(self, weights: list, bias: float = 0.0) -> None:
+        super().__init__()
+        self.layer, self.bias = nn.Identity(), bias
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float64))
+
+    def forward(self, image: Tensor) -> Tensor:
+        products = self.layer(image) * self.weights
+        return products.flatten(1).sum(1)[:, None] + self.bias
+
+
+def example(*channels: list) -> Tensor:
+    """Returns a batch of one example in float64."""
+    return torch.tensor([channels], dtype=torch.float64)

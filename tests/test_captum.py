@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from captum._utils.common import (
     _expand_target,
+    _extract_device,
     _format_additional_forward_args,
     _format_output,
     _format_tensor_into_tuples,
@@ -42,6 +43,7 @@ CHECKED_HERE = {
     "NullProgress": NullProgress,
     "TargetType": TargetType,
     "_expand_target": _expand_target,
+    "_extract_device": _extract_device,
     "_format_additional_forward_args": _format_additional_forward_args,
     "_format_output": _format_output,
     "_format_tensor_into_tuples": _format_tensor_into_tuples,
@@ -116,6 +118,7 @@ def test_every_private_name_of_the_package_is_checked_here():
         (_run_forward, 4, ()),
         (_select_targets, 2, ()),
         (_expand_target, 2, ()),
+        (_extract_device, 3, ()),
         (_forward_layer_eval, 4, ("device_ids", "attribute_to_layer_input")),
         (
             compute_layer_gradients_and_eval,
@@ -499,3 +502,11 @@ def test_noise_tunnel_refuses_methods_without_the_decorator(x):
 
     with pytest.raises(AttributeError, match="__wrapped__"):
         NoiseTunnel(Method(None, None)).attribute(x, nt_samples=1, stdevs=0.0)
+
+
+def test_the_device_of_a_run_is_its_inputs_or_its_outputs(net, x):
+    device = torch.device("meta")
+    elsewhere = torch.empty(1, device=device)
+    assert _extract_device(net, (elsewhere,), (x,)) == device
+    assert _extract_device(net, (), elsewhere) == device
+    assert _extract_device(net, (x,), None) == x.device

@@ -33,26 +33,51 @@ from captum.testing.attr.helpers.test_config import config as captum_configs
 from torch import nn
 
 from captum_unioncam import (
-    DenoisedGradCAM,
-    RegionCAM,
+    FusionCAM,
+    ReciproCAM,
     UnionCAM,
     as_explanation_func,
     to_input,
 )
+from captum_unioncam.attr._weighted_cam import CAMAttribution
+from captum_unioncam.evaluation import registry
 
 matplotlib.use("Agg")
 
-METHODS = (UnionCAM, DenoisedGradCAM, RegionCAM)
-# Run the model on masked inputs, and take ``perturbations_per_eval``.
-MASKING = (UnionCAM, RegionCAM)
-# Mask the inputs by each channel of the layer.
-CHANNEL_MASKING = (UnionCAM, RegionCAM)
-# Weigh each channel on its own, so that a channel of zeros adds nothing.
-ADDING = (UnionCAM, DenoisedGradCAM, RegionCAM)
+METHODS = tuple(
+    entry.attribution
+    for entry in registry.METHODS.values()
+    if issubclass(entry.attribution, CAMAttribution)
+)
+
+
+def methods_with(*options):
+    """Returns the methods whose ``attribute`` has all of these options."""
+    return tuple(
+        method
+        for method in METHODS
+        if set(options) <= set(inspect.signature(method.attribute).parameters)
+    )
+
+
 # Differentiate the model.
-GRADIENT = (UnionCAM, DenoisedGradCAM)
+GRADIENT = tuple(
+    entry.attribution
+    for entry in registry.METHODS.values()
+    if entry.attribution in METHODS and entry.needs_gradients
+)
+# Run the model on perturbed examples, in chunks.
+PERTURBING = methods_with("perturbations_per_eval")
+# Perturb the inputs: mask them over baselines.
+MASKING = methods_with("perturbations_per_eval", "baselines")
+# Perturb the layer, and leave the inputs alone.
+REPLACING = tuple(m for m in PERTURBING if m not in MASKING)
+# Mask the inputs by each channel of the layer.
+CHANNEL_MASKING = methods_with("baselines", "max_channels")
+# Weigh each channel on its own, so that a channel of zeros adds nothing.
+ADDING = METHODS
 # Return maps that are scaled to [0, 1].
-SCALED = (UnionCAM,)
+SCALED = (UnionCAM, FusionCAM, ReciproCAM)
 
 # A flat or a broken map warns, and would make most comparisons empty.
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nets import Case
 
-from captum_unioncam._captum import LayerCall
+from captum_unioncam._captum import ModelCall
 from captum_unioncam._scoring import CPU_CHUNK, MaskScorer, confidence
 
 
@@ -64,7 +64,7 @@ def scorer(batch, **kwargs):
         sizes.append(len(image))
         return net(image)
 
-    call = LayerCall.prepare(forward_func, net.layer, None, inputs, 0, None, False)
+    call = ModelCall.prepare(forward_func, inputs, 0, None)
     with torch.no_grad():
         return MaskScorer(call, 4, **kwargs), sizes
 
@@ -89,7 +89,7 @@ def test_every_chunk_size_gives_the_same_scores(chunk):
                 one = engine.score(
                     maps[:, [k]], torch.tensor([[i == n] for i in range(3)])
                 )
-            expected = one[n, 0] if keep[n, k] else engine.baseline_scores[n]
+            expected = one[n, 0] if keep[n, k] else engine.reference_scores[n]
             assert torch.allclose(scores[n, k], expected, rtol=0, atol=1e-12)
 
 
@@ -100,7 +100,7 @@ def test_nothing_to_score_runs_no_forward_pass():
     with torch.no_grad():
         scores = engine.score(maps, torch.zeros(3, 9, dtype=torch.bool))
     assert not sizes
-    assert torch.equal(scores, engine.baseline_scores[:, None].expand(3, 9))
+    assert torch.equal(scores, engine.reference_scores[:, None].expand(3, 9))
 
 
 def test_flat_maps_and_maps_that_are_not_finite_gain_nothing():
@@ -141,7 +141,7 @@ def test_images_are_masked_in_channels_last(baselines):
         seen.append(image.is_contiguous(memory_format=torch.channels_last))
         return net(image)
 
-    call = LayerCall.prepare(forward_func, net.layer, None, inputs, 0, None, False)
+    call = ModelCall.prepare(forward_func, inputs, 0, None)
     with torch.no_grad():
         engine = MaskScorer(call, 4, baselines)
         engine.score(torch.rand(3, 2, 4, 4), torch.ones(3, 2, dtype=torch.bool))
@@ -153,8 +153,7 @@ def test_a_model_that_views_activations_gets_contiguous_images():
     inputs = torch.rand(2, 2, 6, 6)
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         view_model(inputs.contiguous(memory_format=torch.channels_last))
-    layer = torch.nn.Identity()
-    call = LayerCall.prepare(view_model, layer, None, (inputs,), 0, None, False)
+    call = ModelCall.prepare(view_model, (inputs,), 0, None)
     engine = MaskScorer(call, 4)
     scores = engine.score(torch.rand(2, 3, 3, 3), torch.ones(2, 3, dtype=torch.bool))
     assert scores.isfinite().all()
@@ -168,8 +167,7 @@ def test_any_other_error_of_the_model_passes():
         raise RuntimeError("broken")
 
     inputs = torch.rand(2, 2, 6, 6)
-    layer = torch.nn.Identity()
-    call = LayerCall.prepare(forward_func, layer, None, (inputs,), 0, None, False)
+    call = ModelCall.prepare(forward_func, (inputs,), 0, None)
     with pytest.raises(RuntimeError, match="broken"):
         MaskScorer(call, 4)
     assert len(calls) == 1
@@ -197,14 +195,16 @@ def test_out_of_memory_halves_the_chunk_and_loses_no_score(limit):
     forward_func, sizes = small_memory(limit, net)
     scores = []
     for function in (net, forward_func):
-        call = LayerCall.prepare(function, net.layer, None, inputs, 0, None, False)
+        call = ModelCall.prepare(function, inputs, 0, None)
         with warnings.catch_warnings(record=True) as seen, torch.no_grad():
             engine = MaskScorer(call, 4, perturbations_per_eval=12)
             sizes.clear()
             scores.append(engine.score(maps, keep))
     assert torch.allclose(*scores, rtol=0, atol=1e-12)
     (warning,) = seen
-    message = f"12 masked inputs did not fit .*; went on with {limit}. Pass a smaller"
+    message = (
+        f"12 perturbed inputs did not fit .*; went on with {limit}. Pass a smaller"
+    )
     assert re.match(message, str(warning.message))
     assert sizes == ([3] * 6 + [1] if limit == 3 else [1] * 19)
 
@@ -212,11 +212,9 @@ def test_out_of_memory_halves_the_chunk_and_loses_no_score(limit):
 def test_out_of_memory_for_a_single_mask_passes():
     net, inputs = Case().build(0, batch=1)
     forward_func, _ = small_memory(9, net)
-    call = LayerCall.prepare(forward_func, net.layer, None, inputs, 0, None, False)
+    call = ModelCall.prepare(forward_func, inputs, 0, None)
     engine = MaskScorer(call, 4)
-    call = LayerCall.prepare(
-        small_memory(0, net)[0], net.layer, None, inputs, 0, None, 0
-    )
+    call = ModelCall.prepare(small_memory(0, net)[0], inputs, 0, None)
     engine._call = call
     maps = torch.rand(1, 1, 4, 4, dtype=torch.float64)
     with pytest.raises(torch.cuda.OutOfMemoryError):

@@ -1,7 +1,36 @@
 """Class activation maps as Captum layer attributions."""
 
+from captum_unioncam.attr._weighted_cam import GradientCAM
+from captum_unioncam.attr.ablation_cam import AblationCAM
 from captum_unioncam.attr.denoised_grad_cam import DenoisedGradCAM
+from captum_unioncam.attr.fusion_cam import FusionCAM
+from captum_unioncam.attr.grad_cam_plus_plus import GradCAMPlusPlus
+from captum_unioncam.attr.group_cam import GroupCAM
+from captum_unioncam.attr.hi_res_cam import HiResCAM
+from captum_unioncam.attr.is_cam import ISCAM
+from captum_unioncam.attr.layer_cam import LayerCAM
+from captum_unioncam.attr.recipro_cam import ReciproCAM
 from captum_unioncam.attr.region_cam import RegionCAM
+from captum_unioncam.attr.score_cam import ScoreCAM
+from captum_unioncam.attr.ss_cam import SSCAM
 from captum_unioncam.attr.union_cam import UnionCAM, UnionCAMDetails
+from captum_unioncam.attr.x_grad_cam import XGradCAM
 
-__all__ = ["DenoisedGradCAM", "RegionCAM", "UnionCAM", "UnionCAMDetails"]
+__all__ = [
+    "AblationCAM",
+    "DenoisedGradCAM",
+    "FusionCAM",
+    "GradCAMPlusPlus",
+    "GradientCAM",
+    "GroupCAM",
+    "HiResCAM",
+    "ISCAM",
+    "LayerCAM",
+    "ReciproCAM",
+    "RegionCAM",
+    "SSCAM",
+    "ScoreCAM",
+    "UnionCAM",
+    "UnionCAMDetails",
+    "XGradCAM",
+]

@@ -1,4 +1,4 @@
-"""Fusing and selecting maps by their scores: AMU and AMS of UnionCAM.
+"""Fusing and selecting maps by their scores: AMU and AMS of UnionCAM, and FusionCAM.
 
 Pure functions of maps and score contributions, each example on its own.
 """
@@ -43,3 +43,24 @@ def select_by_gain(
     selected = fused_gain > region_gain
     per_example = selected.view(-1, *[1] * (fused.dim() - 1))
     return torch.where(per_example, fused, region), selected
+
+
+def contribution_weights(gains: Tensor) -> Tensor:
+    """Turns score contributions into weights of a sum of 1, (N, M).
+
+    Dekdegue et al. 2026 divide the contributions by their sum. A negative one counts as
+    0, because a sum near zero or below would invert a map; where none is positive, all
+    weights are equal.
+    """
+    positive = gains.clamp(min=0)
+    total = positive.sum(1, keepdim=True)
+    return torch.where(total > 0, positive / total, 1 / gains.shape[1])
+
+
+def similarity_fusion(first: Tensor, second: Tensor) -> Tensor:
+    """Joins two maps in [0, 1]: their maximum where they agree, else their mean.
+
+    Dekdegue et al. 2026: S = 1 - |P - Q|, and S max(P, Q) + (1 - S) (P + Q) / 2.
+    """
+    similarity = (1 - (first - second).abs()).clamp(0, 1)
+    return torch.lerp((first + second) / 2, torch.maximum(first, second), similarity)

@@ -3,18 +3,29 @@
 A map is a sum of the layer's channels, each under a weight of its own, with negative
 evidence left out. A method brings its weights; validation, degenerate examples and the
 form of the result are here.
+
+:class:`GradientCAM` is the template of methods whose weights come from gradients alone.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerAttribution
+from captum.attr import GradientAttribution, LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam._captum import LayerCall, TargetType, warn_user
+from captum_unioncam._captum import (
+    LayerCall,
+    TargetType,
+    attribution_method,
+    format_output,
+    warn_user,
+)
 from captum_unioncam._maps import at_least_float32, is_flat
 
 LISTED_EXAMPLES = 10
@@ -67,12 +78,13 @@ class CAMAttribution(LayerAttribution):
         """Bundles the model and the common arguments, read at the time of the call."""
         return LayerCall.prepare(
             self.forward_func,
-            self.layer,
-            self.device_ids,
             inputs,
             target,
             additional_forward_args,
-            attribute_to_layer_input,
+            layer=self.layer,
+            # DataParallel on the CPU has no devices, and needs none.
+            device_ids=self.device_ids or None,
+            attribute_to_layer_input=attribute_to_layer_input,
         )
 
     def _deliver(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -94,6 +106,110 @@ class CAMAttribution(LayerAttribution):
             warn_user(
                 f"{self.get_name()}: the maps of examples [{shown}{more}] are {reason}."
             )
+
+
+class GradientCAM(CAMAttribution, GradientAttribution, ABC):
+    """Template of a CAM by gradients: a subclass defines :meth:`weights`, no more.
+
+    Cost: 1 forward and 1 backward pass of the batch.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module,
+        device_ids: list[int] | None = None,
+    ) -> None:
+        CAMAttribution.__init__(self, forward_func, layer, device_ids)
+        GradientAttribution.__init__(self, forward_func)
+
+    @abstractmethod
+    def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """Returns the weights of the layer's channels: the equation of the method.
+
+        Args:
+            activations (Tensor): The layer's channels, (N, K, *spatial), in float32 or
+                float64.
+            gradients (Tensor): The gradients of the raw output at the target with
+                respect to them, of the same shape and type.
+
+        Returns:
+            *Tensor*, a number for each channel, (N, K), or for each of its positions,
+            (N, K, *spatial).
+        """
+
+    @attribution_method
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        grad_kwargs: dict[str, Any] | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""
+        Args:
+            inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first.
+            target (int, tuple, Tensor or list, optional): Output index to explain, in
+                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            additional_forward_args (Any, optional): Further arguments of the model,
+                after the inputs. A list is one argument. Default: None
+            attribute_to_layer_input (bool, optional): Explain the layer's input in
+                place of its output. Default: False
+            grad_kwargs (dict, optional): Keywords for torch.autograd.grad. By default
+                ``materialize_grads`` is on: a layer that the output does not depend on
+                gets zero gradients. So does a layer inside of a reentrant checkpoint:
+                pass ``{"materialize_grads": False}`` to get PyTorch's error. Default:
+                None
+
+        Returns:
+            *Tensor* of **attributions**, (N, 1, *layer_size), >= 0, not scaled,
+            detached, of the layer's type; a tuple of them if the layer has several
+            tensors. An example whose activations or gradients are not finite is all
+            NaN; such examples, and flat maps, give a warning that names them.
+
+        Raises:
+            ValueError: If the layer is not spatial.
+
+        Examples::
+
+            >>> import torch
+            >>> from captum_unioncam import LayerCAM
+            >>> conv = torch.nn.Conv2d(3, 4, 3)
+            >>> head = torch.nn.LazyLinear(2)
+            >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), head)
+            >>> LayerCAM(net, conv).attribute(torch.rand(2, 3, 8, 8), target=1).shape
+            torch.Size([2, 1, 6, 6])
+        """
+        call = self._prepare(
+            inputs, target, additional_forward_args, attribute_to_layer_input
+        )
+        return self._explain(call, self.weights, grad_kwargs)
+
+    def _explain(
+        self,
+        call: LayerCall,
+        weights: Callable[[Tensor, Tensor], Tensor],
+        grad_kwargs: dict[str, Any] | None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Weighs the channels of each of the layer's tensors by their gradients."""
+        pairs = zip(*call.activations_and_gradients(grad_kwargs), strict=True)
+        return format_output(
+            tuple(
+                self._deliver(gradient_map(weights, *pair), pair[0].dtype)
+                for pair in pairs
+            )
+        )
+
+
+def gradient_map(
+    weights: Callable[[Tensor, Tensor], Tensor], activations: Tensor, gradients: Tensor
+) -> Tensor:
+    """Returns the map under weights from gradients, NaN where the evidence is."""
+    channels = at_least_float32(activations)
+    summed = weighted_map(weights(channels, at_least_float32(gradients)), channels)
+    return nan_unless_finite(summed, activations, gradients)
 
 
 def weighted_map(weights: Tensor, activations: Tensor) -> Tensor:
@@ -134,14 +250,21 @@ def check_callable(name: str, value: object) -> None:
         raise TypeError(f"`{name}` must be a callable or None, got {value!r}.")
 
 
-def check_positive(name: str, value: int | None) -> None:
-    """Refuses anything but None and a positive int."""
-    if value is None:
+def check_positive(name: str, value: int | None, or_none: bool = True) -> None:
+    """Refuses anything but a positive int, and None where it is allowed."""
+    if value is None and or_none:
         return
+    rule = f"`{name}` must be a positive int{' or None' if or_none else ''}"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"`{name}` must be a positive int or None, got {value!r} "
-            f"({type(value).__name__})."
-        )
+        raise TypeError(f"{rule}, got {value!r} ({type(value).__name__}).")
     if value < 1:
-        raise ValueError(f"`{name}` must be a positive int or None, got {value}.")
+        raise ValueError(f"{rule}, got {value}.")
+
+
+def check_number(name: str, value: float, low: float, high: float) -> None:
+    """Refuses anything but a finite number within bounds."""
+    bounds = f"in [{low}, {high}]" if math.isfinite(high) else f">= {low} and finite"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number {bounds}, got {value!r}.")
+    if not low <= value <= high or not math.isfinite(value):  # NaN too
+        raise ValueError(f"`{name}` must be {bounds}, got {value}.")

@@ -1,28 +1,21 @@
 """DenoisedGradCAM: activation map denoising (AMD), the gradient part of UnionCAM."""
 
-from collections.abc import Callable
-from numbers import Real
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import GradientAttribution
 from torch import Tensor
-from torch.nn import Module
 
-from captum_unioncam._captum import TargetType, attribution_method, format_output
-from captum_unioncam._maps import at_least_float32, percentile, spatial_dims
-from captum_unioncam.attr._weighted_cam import (
-    CAMAttribution,
-    nan_unless_finite,
-    weighted_map,
-)
+from captum_unioncam._captum import TargetType, attribution_method
+from captum_unioncam._maps import percentile, spatial_dims
+from captum_unioncam.attr._weighted_cam import GradientCAM, check_number, gradient_map
 
 # Hu et al. 2024, the percentile of Eq. 1.
 THETA = 10.0
 
 
-class DenoisedGradCAM(CAMAttribution, GradientAttribution):
+class DenoisedGradCAM(GradientCAM):
     r"""Shows where a layer supports the target, by its denoised gradients.
 
     The gradients of each channel below their ``theta``-th percentile are dropped; the
@@ -52,25 +45,11 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
     Cost: 1 forward and 1 backward pass of the batch.
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: Module,
-        device_ids: list[int] | None = None,
-    ) -> None:
-        r"""
-        Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of
-                the inputs that runs it.
-            layer (torch.nn.Module): The layer whose channels make the map.
-            device_ids (list[int], optional): Only if ``forward_func`` applies a
-                DataParallel model without being one. Default: None
-
-        Raises:
-            TypeError: If ``layer`` is not a module.
-        """
-        CAMAttribution.__init__(self, forward_func, layer, device_ids)
-        GradientAttribution.__init__(self, forward_func)
+    def weights(
+        self, activations: Tensor, gradients: Tensor, theta: float = THETA
+    ) -> Tensor:
+        """Returns alpha_k * ReLU(W'_k), (N, K, *spatial)."""
+        return denoised_weights(gradients, theta)
 
     @attribution_method
     def attribute(
@@ -120,30 +99,16 @@ class DenoisedGradCAM(CAMAttribution, GradientAttribution):
             >>> cam.attribute(torch.rand(2, 3, 8, 8), target=1).shape
             torch.Size([2, 1, 6, 6])
         """
-        check_theta(theta)
+        check_number("theta", theta, 0, 100)
         call = self._prepare(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        outputs = []
-        for activations, gradients in zip(
-            *call.activations_and_gradients(grad_kwargs), strict=True
-        ):
-            denoised = denoised_map(activations, gradients, theta)
-            outputs.append(self._deliver(denoised, activations.dtype))
-        return format_output(tuple(outputs))
+        return self._explain(call, partial(self.weights, theta=theta), grad_kwargs)
 
 
-def check_theta(theta: float) -> None:
-    """Refuses a percentile outside of [0, 100]."""
-    if isinstance(theta, bool) or not isinstance(theta, Real):
-        raise TypeError(f"`theta` must be a number in [0, 100], got {theta!r}.")
-    if not 0 <= theta <= 100:  # NaN too
-        raise ValueError(f"`theta` must be in [0, 100], got {theta}.")
-
-
-def denoise(gradients: Tensor, theta: float) -> Tensor:
-    """Zeroes the gradients of each channel below the channel's percentile (Eq. 1)."""
-    return torch.where(gradients >= percentile(gradients, theta), gradients, 0)
+def denoise(maps: Tensor, theta: float) -> Tensor:
+    """Zeroes the entries of each channel below the channel's percentile (Eq. 1)."""
+    return torch.where(maps >= percentile(maps, theta), maps, 0)
 
 
 def denoised_weights(gradients: Tensor, theta: float) -> Tensor:
@@ -156,6 +121,8 @@ def denoised_weights(gradients: Tensor, theta: float) -> Tensor:
 
 def denoised_map(activations: Tensor, gradients: Tensor, theta: float) -> Tensor:
     """Returns L_denoising (Eq. 2), (N, 1, *spatial), NaN where the evidence is."""
-    weights = denoised_weights(at_least_float32(gradients), theta)
-    denoised = weighted_map(weights, activations)
-    return nan_unless_finite(denoised, activations, gradients)
+
+    def weights(activations: Tensor, gradients: Tensor) -> Tensor:
+        return denoised_weights(gradients, theta)
+
+    return gradient_map(weights, activations, gradients)

@@ -1,26 +1,12 @@
 """RegionCAM: channels under the scores of what they show, UnionCAM's other part."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import torch
-from captum.attr import PerturbationAttribution
 from torch import Tensor
-from torch.nn import Module
 
-from captum_unioncam._captum import TargetType, attribution_method, format_output
-from captum_unioncam._maps import at_least_float32, is_flat
-from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
-from captum_unioncam.attr._weighted_cam import (
-    CAMAttribution,
-    check_callable,
-    check_positive,
-    nan_unless_finite,
-    weighted_map,
-)
+from captum_unioncam.attr._masking_cam import MaskingCAM
 
 
-class RegionCAM(CAMAttribution, PerturbationAttribution):
+class RegionCAM(MaskingCAM):
     r"""Shows the regions that carry the target, by what each channel lets through.
 
     Each channel masks the inputs, the masked inputs go through the model, and the score
@@ -48,162 +34,13 @@ class RegionCAM(CAMAttribution, PerturbationAttribution):
     the number of channels.
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: Module,
-        device_ids: list[int] | None = None,
-        *,
-        scoring_func: Callable[..., Any] | None = None,
-    ) -> None:
-        r"""
-        Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of
-                the inputs that runs it.
-            layer (torch.nn.Module): The layer whose channels make the map.
-            device_ids (list[int], optional): Only if ``forward_func`` applies a
-                DataParallel model without being one. Default: None
-            scoring_func (Callable, optional): Computes what ``forward_func`` computes,
-                only faster, for the masked passes, such as
-                ``torch.compile(model, dynamic=True)``. The layer is read from
-                ``forward_func`` all the same. Default: None, which is ``forward_func``
-
-        Raises:
-            TypeError: If ``layer`` is not a module, or ``scoring_func`` not callable.
-        """
-        CAMAttribution.__init__(self, forward_func, layer, device_ids)
-        PerturbationAttribution.__init__(self, forward_func)
-        check_callable("scoring_func", scoring_func)
-        self.scoring_func = scoring_func
-
-    @attribution_method
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType = None,
-        additional_forward_args: object = None,
-        attribute_to_layer_input: bool = False,
-        *,
-        baselines: Baselines = None,
-        score_func: ScoreFunc | None = None,
-        max_channels: int | None = None,
-        perturbations_per_eval: int | None = None,
-        show_progress: bool = False,
-    ) -> Tensor | tuple[Tensor, ...]:
-        r"""
-        Args:
-            inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first. Every
-                input of the layer's rank is masked, at its own size; the others pass
-                unchanged. Move an input that must not be masked to
-                ``additional_forward_args``. Integer inputs are masked as floats,
-                rounded and cast back.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in
-                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
-            additional_forward_args (Any, optional): Further arguments of the model,
-                after the inputs. A list is one argument. A tensor with as many rows as
-                there are examples follows its example; give any other tensor, such as
-                class weights, a first dimension of 1. Default: None
-            attribute_to_layer_input (bool, optional): Explain the layer's input in
-                place of its output. Default: False
-            baselines (Tensor, int, float, or tuple of them, optional): What a mask of 0
-                shows, in the forms of Captum's FeatureAblation, broadcast to the
-                inputs: ``(0 - mean) / std`` of shape (1, 3, 1, 1) is black for
-                normalised images. Default: None, which is 0
-            score_func (Callable, optional): From the model's output to scores of the
-                same shape, such as torch.sigmoid. Default: None, which is softmax over
-                dimension 1 if it is larger than 1, and not applied to probabilities
-            max_channels (int, optional): Score and sum only the live channels with the
-                largest spatial variance, this many for each example. Default: None,
-                which is all, the paper
-            perturbations_per_eval (int, optional): Masks for each example in one
-                forward pass; the result does not depend on it. Default: None, which is
-                6 masked inputs in all on the CPU and 64 elsewhere
-            show_progress (bool, optional): Show a progress bar on stderr. Default:
-                False
-
-        Returns:
-            *Tensor* of **attributions**, (N, 1, *layer_size), >= 0 for scores >= 0, not
-            scaled, detached, of the layer's type; a tuple of them if the layer has
-            several tensors. An example whose activations or scores are not finite is
-            all NaN; such examples, and flat maps, give a warning that names them.
-
-        Raises:
-            ValueError: If the layer is not spatial, no input has the layer's rank,
-                ``baselines`` do not fit, ``max_channels`` or ``perturbations_per_eval``
-                is not positive, ``score_func`` has not one value for each example at
-                the target, or the output does not grow with the batch.
-
-        Examples::
-
-            >>> import torch
-            >>> from captum_unioncam import RegionCAM
-            >>> conv = torch.nn.Conv2d(3, 4, 3)
-            >>> head = torch.nn.LazyLinear(2)
-            >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), head)
-            >>> cam = RegionCAM(net, conv)
-            >>> cam.attribute(torch.rand(2, 3, 8, 8), target=1).shape
-            torch.Size([2, 1, 6, 6])
-        """
-        check_callable("score_func", score_func)
-        check_positive("max_channels", max_channels)
-        check_positive("perturbations_per_eval", perturbations_per_eval)
-        call = self._prepare(
-            inputs, target, additional_forward_args, attribute_to_layer_input
-        )
-        scored = call.scored_by(self.scoring_func)
-        outputs = []
-        for activations in call.activations():
-            scorer = MaskScorer(
-                scored, activations.dim(), baselines, score_func, perturbations_per_eval
-            )
-            region = score_regions(
-                activations,
-                scorer,
-                max_channels,
-                self.get_name() if show_progress else None,
-            )
-            outputs.append(self._deliver(region.map, activations.dtype))
-        return format_output(tuple(outputs))
+    def weights(
+        self, scores: Tensor, baseline_scores: Tensor, counted: Tensor
+    ) -> Tensor:
+        """Returns the scores, (N, K)."""
+        return region_weights(scores, baseline_scores, counted)
 
 
-class Region(NamedTuple):
-    """A region map, and how many masks of each example were scored to make it."""
-
-    map: Tensor  # L_region, (N, 1, *spatial), NaN where the evidence is not finite
-    scored: Tensor  # channels that cost a forward pass, (N,)
-
-
-def score_regions(
-    activations: Tensor,
-    scorer: MaskScorer,
-    max_channels: int | None,
-    description: str | None,
-) -> Region:
-    """Scores the channels as masks, and sums them under their scores."""
-    channels = at_least_float32(activations)
-    kept = live = live_channels(channels)
-    if max_channels is not None:
-        kept = live & _has_top_variance(channels, live, max_channels)
-    scores = scorer.score(channels, kept, description)
-    weights = scores if max_channels is None else torch.where(kept, scores, 0)
-    region = nan_unless_finite(weighted_map(weights, channels), channels, scores)
-    return Region(region, kept.sum(1))
-
-
-def live_channels(activations: Tensor) -> Tensor:
-    """Returns which channels are worth a mask, (N, K).
-
-    Not the flat ones, whose mask is all zeros, and none of an example that is not
-    finite.
-    """
-    finite = activations.isfinite().flatten(1).all(1, keepdim=True)
-    return ~is_flat(activations) & finite
-
-
-def _has_top_variance(activations: Tensor, live: Tensor, count: int) -> Tensor:
-    """Returns whether a channel is among the live ones of largest variance, (N, K)."""
-    entries = activations.flatten(2)
-    variance = (entries - entries.mean(2, keepdim=True)).square().mean(2)
-    # Dead channels last; among equals, a stable sort prefers the first channel.
-    order = torch.where(live, variance, -1).argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(live).scatter(1, order[:, :count], True)
+def region_weights(scores: Tensor, baseline_scores: Tensor, counted: Tensor) -> Tensor:
+    """Returns the scores of the channels that are counted, and 0 for the others."""
+    return torch.where(counted, scores, 0)

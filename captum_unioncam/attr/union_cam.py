@@ -1,32 +1,20 @@
 """UnionCAM: a gradient map and a region map, united where the union scores higher."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
-import torch.nn.functional as F
-from captum.attr import LayerAttribution, PerturbationAttribution
 from torch import Tensor
-from torch.nn import Module
 
-from captum_unioncam._captum import (
-    LayerCall,
-    TargetType,
-    attribution_method,
-    format_output,
-)
-from captum_unioncam._maps import at_least_float32, min_max, scale_as_mask
-from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
+from captum_unioncam._captum import TargetType, attribution_method, format_output
+from captum_unioncam._maps import min_max, scale_as_mask
+from captum_unioncam._scoring import Baselines, ScoreFunc
 from captum_unioncam.attr._fusion import select_by_gain, weighted_union
-from captum_unioncam.attr._weighted_cam import (
-    CAMAttribution,
-    check_callable,
-    check_positive,
-    nan_unless_finite,
-)
-from captum_unioncam.attr.denoised_grad_cam import THETA, check_theta, denoised_map
-from captum_unioncam.attr.region_cam import Region, live_channels, score_regions
+from captum_unioncam.attr._masking_cam import live_channels
+from captum_unioncam.attr._uniting_cam import Parts, UnitingCAM
+from captum_unioncam.attr._weighted_cam import nan_unless_finite
+from captum_unioncam.attr.denoised_grad_cam import THETA, denoised_map
+from captum_unioncam.attr.region_cam import region_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +54,7 @@ class UnionCAMDetails:
     scored_channels: Tensor
 
 
-class UnionCAM(CAMAttribution, PerturbationAttribution):
+class UnionCAM(UnitingCAM):
     r"""Shows the evidence for the target: denoised gradients and scored regions.
 
     :class:`DenoisedGradCAM` (AMD) and :class:`RegionCAM` make the component maps. AMU
@@ -103,47 +91,15 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
     with the number of channels.
     """
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: Module,
-        device_ids: list[int] | None = None,
-        *,
-        gradient_cam: LayerAttribution | None = None,
-        region_cam: LayerAttribution | None = None,
-        scoring_func: Callable[..., Any] | None = None,
-    ) -> None:
-        r"""
-        Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of
-                the inputs that runs it.
-            layer (torch.nn.Module): The layer whose channels make the map.
-            device_ids (list[int], optional): Only if ``forward_func`` applies a
-                DataParallel model without being one. Default: None
-            gradient_cam (LayerAttribution, optional): Makes the gradient map in place
-                of AMD: any instance that returns (N, 1, *layer_size), such as Captum's
-                LayerGradCam. It is called with Captum's common arguments only
-                (``theta`` and ``grad_kwargs`` are not for it), and its map is
-                rectified. Default: None
-            region_cam (LayerAttribution, optional): Makes the region map, likewise
-                (``max_channels`` is not for it). Default: None
-            scoring_func (Callable, optional): Computes what ``forward_func`` computes,
-                only faster, for the masked passes, such as
-                ``torch.compile(model, dynamic=True)``. The layer is read from
-                ``forward_func`` all the same. Default: None, which is ``forward_func``
+    def _gradient_map(
+        self, activations: Tensor, gradients: Tensor, theta: float
+    ) -> Tensor:
+        return denoised_map(activations, gradients, theta)
 
-        Raises:
-            TypeError: If ``layer`` is not a module, a part is not an instance, or
-                ``scoring_func`` is not callable.
-        """
-        CAMAttribution.__init__(self, forward_func, layer, device_ids)
-        PerturbationAttribution.__init__(self, forward_func)
-        check_callable("scoring_func", scoring_func)
-        _check_part("gradient_cam", gradient_cam)
-        _check_part("region_cam", region_cam)
-        self.gradient_cam = gradient_cam
-        self.region_cam = region_cam
-        self.scoring_func = scoring_func
+    def _region_weights(
+        self, scores: Tensor, baseline_scores: Tensor, counted: Tensor
+    ) -> Tensor:
+        return region_weights(scores, baseline_scores, counted)
 
     @overload
     def attribute(
@@ -270,61 +226,23 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
             >>> cam.attribute(torch.rand(2, 3, 8, 8), target=1).shape
             torch.Size([2, 1, 6, 6])
         """
-        check_theta(theta)
-        check_callable("score_func", score_func)
-        check_positive("max_channels", max_channels)
-        check_positive("perturbations_per_eval", perturbations_per_eval)
-        if self.gradient_cam is not None:
-            _refuse_options(
-                "gradient_cam", theta=theta != THETA, grad_kwargs=grad_kwargs
-            )
-        if self.region_cam is not None:
-            _refuse_options("region_cam", max_channels=max_channels)
-        call = self._prepare(
-            inputs, target, additional_forward_args, attribute_to_layer_input
+        parts = self._parts(
+            self._prepare(
+                inputs, target, additional_forward_args, attribute_to_layer_input
+            ),
+            theta,
+            baselines,
+            score_func,
+            max_channels,
+            perturbations_per_eval,
+            show_progress,
+            grad_kwargs,
         )
-        gradients: tuple[Tensor, ...] = ()
-        if self.gradient_cam is None:
-            activations, gradients = call.activations_and_gradients(grad_kwargs)
-        else:
-            activations = call.activations()
-
-        # Every mistake shows here, before the first masked pass.
-        scored = call.scored_by(self.scoring_func)
-        scorers = [
-            MaskScorer(
-                scored, channels.dim(), baselines, score_func, perturbations_per_eval
-            )
-            for channels in activations
-        ]
-        if self.gradient_cam is None:
-            denoised_maps = [
-                denoised_map(*pair, theta)
-                for pair in zip(activations, gradients, strict=True)
-            ]
-        else:
-            denoised_maps = _part_maps(
-                "gradient_cam", self.gradient_cam, call, activations
-            )
-        if self.region_cam is None:
-            description = self.get_name() if show_progress else None
-            regions = [
-                score_regions(channels, scorer, max_channels, description)
-                for channels, scorer in zip(activations, scorers, strict=True)
-            ]
-        else:
-            regions = [
-                Region(maps, maps.new_zeros(len(maps), dtype=torch.long))
-                for maps in _part_maps("region_cam", self.region_cam, call, activations)
-            ]
-        united = [
-            _unite(*parts)
-            for parts in zip(denoised_maps, regions, activations, scorers, strict=True)
-        ]
+        united = [_unite(part) for part in parts]
         attributions = format_output(
             tuple(
-                self._deliver(union, channels.dtype)
-                for (union, _), channels in zip(united, activations, strict=True)
+                self._deliver(union, part.channels.dtype)
+                for (union, _), part in zip(united, parts, strict=True)
             )
         )
         if not return_details:
@@ -333,10 +251,9 @@ class UnionCAM(CAMAttribution, PerturbationAttribution):
         return attributions, details if len(details) > 1 else details[0]
 
 
-def _unite(
-    denoised: Tensor, region: Region, channels: Tensor, scorer: MaskScorer
-) -> tuple[Tensor, UnionCAMDetails]:
+def _unite(parts: Parts) -> tuple[Tensor, UnionCAMDetails]:
     """Fuses and selects the component maps of one layer tensor (AMU and AMS)."""
+    denoised, region, channels, scorer = parts
     components = torch.cat([denoised, region.map], 1)  # (N, 2, *spatial)
     gains = scorer.gains(components)  # Eqs. 4, 5
     scaled = scale_as_mask(components, scorer.mask_size)
@@ -349,7 +266,7 @@ def _unite(
         denoised_map=denoised,
         region_map=region.map,
         fused_map=fused,
-        baseline_score=scorer.baseline_scores.to(gains.device),
+        baseline_score=scorer.reference_scores.to(gains.device),
         denoised_gain=gains[:, 0],
         region_gain=gains[:, 1],
         fused_gain=fused_gain,
@@ -359,52 +276,3 @@ def _unite(
         scored_channels=region.scored,
     )
     return nan_unless_finite(min_max(union), components, gains, fused_gain), details
-
-
-def _check_part(name: str, part: object) -> None:
-    """Refuses a part that is not an instance of a layer attribution."""
-    if part is None or isinstance(part, LayerAttribution):
-        return
-    got = f"the {part.__name__} class" if isinstance(part, type) else repr(part)
-    raise TypeError(
-        f"`{name}` must be a LayerAttribution, got {got}; pass an instance, such as "
-        "LayerGradCam(model, layer)."
-    )
-
-
-def _refuse_options(part: str, **given: object) -> None:
-    """Refuses options of a default part that a user's part has replaced."""
-    for name, value in given.items():
-        if value:
-            raise ValueError(
-                f"`{name}` is an option of the default part, which `{part}` replaces; "
-                "leave it out, and set up the part itself."
-            )
-
-
-def _part_maps(
-    name: str, part: LayerAttribution, call: LayerCall, activations: tuple[Tensor, ...]
-) -> list[Tensor]:
-    """Returns the component maps of a user's part, one for each layer tensor."""
-    shapes = [(len(a), 1, *a.shape[2:]) for a in activations]
-    if call.batch_size == 0:  # Captum's methods read the first example
-        maps = tuple(map(torch.zeros, shapes))
-    else:
-        inputs = call.cloned_inputs()
-        maps = part.attribute(
-            inputs if len(inputs) > 1 else inputs[0],
-            target=call.target,
-            additional_forward_args=call.cloned_arguments(),
-            attribute_to_layer_input=call.attribute_to_layer_input,
-        )
-        maps = maps if isinstance(maps, tuple) else (maps,)
-    got = [tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in maps]
-    if got != shapes:
-        raise ValueError(
-            f"`{name}` must return one map for each example, of the layer's size: "
-            f"expected {shapes}, got {got}."
-        )
-    return [
-        F.relu(at_least_float32(m.detach().to(a.device)))
-        for m, a in zip(maps, activations, strict=True)
-    ]

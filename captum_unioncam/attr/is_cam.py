@@ -1,0 +1,81 @@
+"""ISCAM: Score-CAM with confidences integrated from the baseline to the mask."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from captum_unioncam._captum import TargetType, attribution_method
+from captum_unioncam._scoring import Baselines, MaskVariant, ScoreFunc
+from captum_unioncam.attr._masking_cam import MaskSizes
+from captum_unioncam.attr._weighted_cam import check_positive
+from captum_unioncam.attr.score_cam import ScoreCAM
+
+
+class ISCAM(ScoreCAM):
+    r"""Shows the regions that raise the confidence, averaged as they are faded in.
+
+    As :class:`ScoreCAM`, with
+
+    .. math::
+        C(A_k) = \frac{1}{n} \sum_{i=1}^{n}
+        f_c\Big(\frac{i}{n} \, \mathrm{mask}(A_k) \odot I_0\Big) - f_c(I_b)
+
+    where n is ``num_samples``.
+
+    Reference: Naidu et al., IS-CAM: Integrated Score-CAM for axiomatic-based
+    explanations, 2020, arXiv:2010.03023.
+
+    Note: The integral runs on the straight line from the baseline to the masked input,
+    as in Integrated Gradients: step i shows i/n of the mask. Other implementations add
+    up the steps, so that the last one shows (n + 1) / 2 times the mask, far outside of
+    the range of an image.
+
+    Cost: 2 forward passes of the batch (3 for a single example), and ``num_samples``
+    for each live channel of each example.
+    """
+
+    @attribution_method
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        num_samples: int = 10,
+        baselines: Baselines = None,
+        score_func: ScoreFunc | None = None,
+        max_channels: int | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""
+        Args:
+            num_samples (int, optional): Steps of the integral. Default: 10, the paper's
+
+        All other arguments, the return value and the errors are those of
+        :meth:`ScoreCAM.attribute`; a ``num_samples`` that is not positive is a
+        ValueError.
+        """
+        check_positive("num_samples", num_samples, or_none=False)
+
+        def steps(sizes: MaskSizes) -> Sequence[MaskVariant]:
+            fractions = (step / num_samples for step in range(1, num_samples + 1))
+            return [partial(_fade, fraction=fraction) for fraction in fractions]
+
+        return self._explain(
+            self._prepare(
+                inputs, target, additional_forward_args, attribute_to_layer_input
+            ),
+            baselines,
+            score_func,
+            max_channels,
+            perturbations_per_eval,
+            show_progress,
+            steps,
+        )
+
+
+def _fade(mask: Tensor, fraction: float) -> Tensor:
+    return mask * fraction

@@ -1,0 +1,93 @@
+"""ReciproCAM: the confidence of each position of the layer alone."""
+
+import torch
+from captum.attr import PerturbationAttribution
+from torch import Tensor
+
+from captum_unioncam._captum import TargetType, attribution_method, format_output
+from captum_unioncam._maps import min_max
+from captum_unioncam._scoring import ActivationScorer, ScoreFunc
+from captum_unioncam.attr._weighted_cam import (
+    CAMAttribution,
+    check_callable,
+    check_positive,
+    nan_unless_finite,
+)
+
+
+class ReciproCAM(CAMAttribution, PerturbationAttribution):
+    r"""Shows the positions of a layer that are enough for the target.
+
+    The layer's tensor is reduced to one position at a time, all channels of it, and the
+    score of the target is the value of the map there:
+
+    .. math::
+        L_p = \frac{s_p - \min s}{\max s - \min s}, \quad
+        s_p = f_c(A \odot [\,\text{position} = p\,])
+
+    where A is the layer's tensor and :math:`f_c` the score of the rest of the model, a
+    confidence (see ``score_func``).
+
+    Reference: Byun and Lee, ReciproCAM, CVPR Workshops 2024; Recipro-CAM, 2022,
+    arXiv:2209.14074.
+
+    Note: The masks are single positions, the default of the authors' code. Its
+    alternative, a Gaussian of 3 x 3 positions, is left out.
+
+    Note: Where the layer runs several times in one forward pass, its last run is
+    explained and replaced. In train mode every pass moves the buffers of batch
+    normalisation: call ``model.eval()`` first.
+
+    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each
+    position of the layer and example. Each runs the model whole: a hook replaces the
+    layer's tensor, whatever the model's form.
+    """
+
+    @attribution_method
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        attribute_to_layer_input: bool = False,
+        *,
+        score_func: ScoreFunc | None = None,
+        perturbations_per_eval: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        r"""
+        Args:
+            perturbations_per_eval (int, optional): Positions for each example in one
+                forward pass; the result does not depend on it. Default: None, which is
+                6 in all on the CPU and 64 elsewhere
+
+        All other arguments, the return value (in [0, 1]) and the errors are those of
+        :meth:`ScoreCAM.attribute`. No input is masked, so that inputs of any rank will
+        do.
+        """
+        check_callable("score_func", score_func)
+        check_positive("perturbations_per_eval", perturbations_per_eval)
+        call = self._prepare(
+            inputs, target, additional_forward_args, attribute_to_layer_input
+        )
+        description = self.get_name() if show_progress else None
+        outputs = []
+        for place, activations in enumerate(call.activations()):
+            scorer = ActivationScorer(
+                call, activations, place, score_func, perturbations_per_eval
+            )
+            finite = activations.isfinite().flatten(1).all(1, keepdim=True)
+            positions = activations[0, 0].numel() if len(activations) else 0
+            scores = scorer.score(
+                finite.expand(-1, positions), _isolate, description
+            ).view(len(activations), 1, *activations.shape[2:])
+            scaled = nan_unless_finite(min_max(scores), activations, scores)
+            outputs.append(self._deliver(scaled, activations.dtype))
+        return format_output(tuple(outputs))
+
+
+def _isolate(activations: Tensor, positions: Tensor) -> Tensor:
+    """Sets all positions of each example to zero but one."""
+    kept = torch.zeros_like(activations.flatten(2)[:, :1], dtype=torch.bool)
+    kept.scatter_(2, positions.view(-1, 1, 1), True)
+    return torch.where(kept.view(-1, 1, *activations.shape[2:]), activations, 0)

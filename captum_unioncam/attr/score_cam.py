@@ -1,0 +1,54 @@
+"""ScoreCAM: channels under a softmax of the confidence that each one adds."""
+
+import torch
+from torch import Tensor
+
+from captum_unioncam.attr._masking_cam import MaskingCAM
+
+
+class ScoreCAM(MaskingCAM):
+    r"""Shows the regions that raise the confidence in the target, without gradients.
+
+    Each channel masks the inputs, and a softmax over the channels of the increase in
+    confidence weights them:
+
+    .. math::
+        L &= \mathrm{ReLU} \sum_k \alpha_k A_k, \quad
+        \alpha = \mathrm{softmax}(C(A_1), \dots, C(A_K)) \\
+        C(A_k) &= f_c(\mathrm{mask}(A_k) \odot I_0) - f_c(I_b)
+
+    where :math:`A_k` is the k-th channel of ``layer``, :math:`\mathrm{mask}` resizes it
+    to the input and scales it to [0, 1], :math:`I_0` is the input, :math:`I_b` the
+    baseline and :math:`f_c` the score, a confidence (see ``score_func``). Dead channels
+    take part in the softmax with an increase of 0.
+
+    Reference: Wang et al., Score-CAM, CVPR Workshops 2020, arXiv:1910.01279v2.
+
+    Note: The versions of the paper differ in the baseline; this is the published one
+    (arXiv v2). The softmax cancels the baseline's score :math:`f_c(I_b)` in any case.
+    The authors' code has no softmax over channels: that is :class:`RegionCAM`.
+
+    Note: A softmax of confidences, which are in [0, 1], is close to uniform. Of raw
+    outputs (``score_func=lambda output: output``), as in other packages, it is close to
+    choosing one channel. ``max_channels`` is the known speed-up Faster-Score-CAM.
+
+    Note: In train mode every masked pass moves the buffers of batch normalisation, and
+    couples the examples. The mode is left as it is: call ``model.eval()`` first.
+
+    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each live
+    channel of each example. Memory does not grow with the number of channels.
+    """
+
+    def weights(
+        self, scores: Tensor, baseline_scores: Tensor, counted: Tensor
+    ) -> Tensor:
+        """Returns alpha, (N, K)."""
+        return increase_weights(scores, baseline_scores, counted)
+
+
+def increase_weights(
+    scores: Tensor, baseline_scores: Tensor, counted: Tensor
+) -> Tensor:
+    """Returns the softmax of the increases over the counted channels; 0 elsewhere."""
+    increases = (scores - baseline_scores).masked_fill(~counted, -torch.inf)
+    return torch.where(counted, increases.softmax(1), 0)

@@ -1,0 +1,5 @@
+"""Methods by name, and what it takes to compare them."""
+
+from captum_unioncam.evaluation.registry import METHODS, Method
+
+__all__ = ["METHODS", "Method"]

@@ -1,0 +1,313 @@
+"""The other CAMs in loops: slow, independent references, like those of ``reference``.
+
+Written from the equations with numpy only, in float64, for one example at a time, with
+a loop over every channel and position. It imports nothing from ``captum_unioncam``;
+torch runs the model, and nothing else. ``image`` and ``baseline`` are lists with an
+array, (C, *size), for each input.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from reference import masked, min_max, relu, resize, to_mask
+
+
+def positions(array):
+    """Every index of a map, in order."""
+    return itertools.product(*map(range, array.shape))
+
+
+def first_size(image, array):
+    """The spatial size of the first input that a map can mask."""
+    return next(part.shape[1:] for part in image if part.ndim == array.ndim + 1)
+
+
+def scaled(array, size):
+    """The scaling of ``to_mask``, at the map's own size."""
+    if array.max() == array.min():
+        return np.zeros_like(array)
+    large = resize(array, size)
+    low, high = large.min(), large.max()
+    if low == high:
+        return np.zeros_like(array)
+    return (array - low) / (high - low)
+
+
+def sum_of(weights, activations):
+    """L = ReLU of the sum of the channels, each under its own number."""
+    total = np.zeros(activations.shape[1:])
+    for weight, activation in zip(weights, activations, strict=True):
+        for index in positions(activation):
+            total[index] += weight * activation[index]
+    return relu(total)
+
+
+def mean_of(array):
+    return sum(array[index] for index in positions(array)) / array.size
+
+
+def grad_cam_plus_plus(activations, gradients):
+    weights = []
+    for activation, gradient in zip(activations, gradients):
+        total = sum(activation[index] for index in positions(activation))
+        weight = 0.0
+        for index in positions(gradient):
+            g = gradient[index]
+            denominator = 2 * g**2 + total * g**3
+            alpha = g**2 / denominator if denominator != 0 else 0.0
+            weight += alpha * max(g, 0.0)
+        weights.append(weight)
+    return sum_of(weights, activations)
+
+
+def x_grad_cam(activations, gradients):
+    weights = []
+    for activation, gradient in zip(activations, gradients):
+        above = below = 0.0
+        for index in positions(activation):
+            above += gradient[index] * activation[index]
+            below += activation[index]
+        weights.append(above / below if below != 0 else 0.0)
+    return sum_of(weights, activations)
+
+
+def hi_res_cam(activations, gradients):
+    total = np.zeros(activations.shape[1:])
+    for activation, gradient in zip(activations, gradients):
+        for index in positions(activation):
+            total[index] += gradient[index] * activation[index]
+    return relu(total)
+
+
+def layer_cam(activations, gradients):
+    total = np.zeros(activations.shape[1:])
+    for activation, gradient in zip(activations, gradients):
+        for index in positions(activation):
+            total[index] += max(gradient[index], 0.0) * activation[index]
+    return relu(total)
+
+
+def grad_cam(activations, gradients):
+    """The gradient part of FusionCAM, before its percentile."""
+    return sum_of([mean_of(gradient) for gradient in gradients], activations)
+
+
+def is_dead(activation):
+    return activation.max() == activation.min()
+
+
+def most_varied(activations, count):
+    """The indices of the ``count`` live channels of largest variance."""
+    live = [k for k, activation in enumerate(activations) if not is_dead(activation)]
+    return sorted(live, key=lambda k: -activations[k].var())[:count]
+
+
+def baseline_confidence(model, image, baseline, activations):
+    """f(Ib), what the model says under a map that masks all."""
+    empty = np.zeros(activations.shape[1:])
+    return model.confidence(masked(image, empty, baseline))
+
+
+def softmax_sum(increases, activations):
+    """L, for a dict from channels that take part to their increases."""
+    if not increases:
+        return np.zeros(activations.shape[1:])
+    largest = max(increases.values())
+    shares = {k: math.exp(value - largest) for k, value in increases.items()}
+    weights = [
+        shares.get(k, 0.0) / sum(shares.values()) for k in range(len(activations))
+    ]
+    return sum_of(weights, activations)
+
+
+def score_cam(model, image, baseline, activations, count=None, score=None):
+    """ScoreCAM; ``score`` replaces the score of one channel, for its successors."""
+    if score is None:
+
+        def score(activation):
+            return model.confidence(masked(image, activation, baseline))
+
+    f_baseline = baseline_confidence(model, image, baseline, activations)
+    every = range(len(activations))
+    taking_part = every if count is None else most_varied(activations, count)
+    increases = {}
+    for k in taking_part:
+        dead = is_dead(activations[k])
+        increases[k] = 0.0 if dead else score(activations[k]) - f_baseline
+    return softmax_sum(increases, activations)
+
+
+def under(image, baseline, masks):
+    """The inputs under a mask for each; a mask of None leaves its input alone."""
+    out = []
+    for part, base, mask in zip(image, baseline, masks, strict=True):
+        if mask is not None:
+            part = part.copy()
+            for channel in range(len(part)):
+                for index in positions(mask):
+                    m, x, b = mask[index], part[channel][index], base[channel][index]
+                    part[channel][index] = m * x + (1 - m) * b
+        out.append(part)
+    return out
+
+
+def masks_of(image, array, change):
+    """The map as a mask for each input of its rank, changed by ``change``."""
+    return [
+        (
+            change(to_mask(array, part.shape[1:]))
+            if part.ndim == array.ndim + 1
+            else None
+        )
+        for part in image
+    ]
+
+
+def ss_cam(model, image, baseline, activations, noise, count=None):
+    """SSCAM; ``noise`` maps the size of an input to its noise, (samples, *size)."""
+    samples = len(next(iter(noise.values())))
+
+    def score(activation):
+        total = 0.0
+        for i in range(samples):
+            masks = masks_of(image, activation, lambda m: m + noise[m.shape][i])
+            total += model.confidence(under(image, baseline, masks))
+        return total / samples
+
+    return score_cam(model, image, baseline, activations, count, score)
+
+
+def is_cam(model, image, baseline, activations, samples=10, count=None):
+    def score(activation):
+        total = 0.0
+        for i in range(1, samples + 1):
+            masks = masks_of(image, activation, lambda m: i / samples * m)
+            total += model.confidence(under(image, baseline, masks))
+        return total / samples
+
+    return score_cam(model, image, baseline, activations, count, score)
+
+
+def blur_line(line, sigma, radius):
+    kernel = [math.exp(-(d**2) / (2 * sigma**2)) for d in range(-radius, radius + 1)]
+    padded = np.pad(line, radius, mode="reflect")
+    out = np.empty(len(line))
+    for i in range(len(line)):
+        value = 0.0
+        for j, weight in enumerate(kernel):
+            value += weight / sum(kernel) * padded[i + j]
+        out[i] = value
+    return out
+
+
+def blurred(image, rank, sigma=50, radius=25):
+    """The inputs of one more dimension than ``rank``, blurred along each of them."""
+    out = []
+    for part in image:
+        if part.ndim == rank + 1:
+            for axis in range(1, part.ndim):
+                part = np.apply_along_axis(blur_line, axis, part, sigma, radius)
+        out.append(part)
+    return out
+
+
+def group_cam(
+    model, image, baseline, activations, gradients, groups=32, percentile=70.0
+):
+    """GroupCAM; a baseline of None is the blurred image."""
+    if baseline is None:
+        baseline = blurred(image, activations.ndim - 1)
+    size = first_size(image, activations[0])
+    f_baseline = baseline_confidence(model, image, baseline, activations)
+    total = np.zeros(activations.shape[1:])
+    channels = np.arange(len(activations))
+    for group in np.array_split(channels, min(groups, len(channels))):
+        combined = sum_of([mean_of(gradients[k]) for k in group], activations[group])
+        threshold = np.percentile(combined, percentile)
+        for index in positions(combined):
+            if not combined[index] > threshold:
+                combined[index] = 0.0
+        gain = model.confidence(masked(image, combined, baseline)) - f_baseline
+        at_layer = scaled(combined, size)
+        for index in positions(total):
+            total[index] += gain * at_layer[index]
+    return relu(total)
+
+
+def shares_of(one, other):
+    """The weights of two contributions, which sum to 1."""
+    if one <= 0 and other <= 0:
+        return 0.5, 0.5
+    one, other = max(one, 0.0), max(other, 0.0)
+    return one / (one + other), other / (one + other)
+
+
+def drop_below(array, theta):
+    """Zeroes the entries of a map that are below its percentile."""
+    threshold = np.percentile(array, theta)
+    out = np.zeros_like(array)
+    for index in positions(array):
+        out[index] = array[index] if array[index] >= threshold else 0.0
+    return out
+
+
+def fusion_cam(model, image, baseline, gradient_map, region_map):
+    """FusionCAM from its two parts on."""
+    size = first_size(image, gradient_map)
+    empty = np.zeros_like(gradient_map)
+    f_baseline = model.confidence(masked(image, empty, baseline))
+
+    def gain(array):
+        return model.confidence(masked(image, array, baseline)) - f_baseline
+
+    g, r = scaled(gradient_map, size), scaled(region_map, size)
+    b_g, b_r = gain(gradient_map), gain(region_map)
+    w_g, w_r = shares_of(b_g, b_r)
+    united = np.empty_like(empty)
+    for index in positions(united):
+        united[index] = w_g * g[index] + w_r * r[index]
+    v_u, v_r = shares_of(gain(united), b_r)
+    u = scaled(united, size)
+    fused = np.empty_like(empty)
+    for index in positions(fused):
+        p, q = v_u * u[index], v_r * r[index]
+        similarity = min(max(1 - abs(p - q), 0.0), 1.0)
+        fused[index] = similarity * max(p, q) + (1 - similarity) * (p + q) / 2
+    return min_max(fused)
+
+
+def confidence_with(model, image, array):
+    """What the model says when its layer returns ``array`` in place of its output."""
+    handle = model.layer.register_forward_hook(
+        lambda module, inputs, output: torch.from_numpy(np.array(array))[None]
+    )
+    try:
+        return model.confidence(image)
+    finally:
+        handle.remove()
+
+
+def ablation_cam(model, image, activations, count=None):
+    y = model.confidence(image)
+    every = range(len(activations))
+    ablated = every if count is None else most_varied(activations, count)
+    weights = [0.0] * len(activations)
+    for k in ablated:
+        without = activations.copy()
+        for index in positions(activations[k]):
+            without[k][index] = 0.0
+        if y != 0:
+            weights[k] = (y - confidence_with(model, image, without)) / abs(y)
+    return sum_of(weights, activations)
+
+
+def recipro_cam(model, image, activations):
+    scores = np.empty(activations.shape[1:])
+    for index in positions(scores):
+        alone = np.zeros_like(activations)
+        for k in range(len(activations)):
+            alone[k][index] = activations[k][index]
+        scores[index] = confidence_with(model, image, alone)
+    return min_max(scores)
