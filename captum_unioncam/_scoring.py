@@ -331,6 +331,16 @@ class MaskScorer(_PairScorer):
         scores = self.score(maps, keep, description)
         return scores - self.reference_scores[:, None].to(maps.device)
 
+    def full_scores(self) -> Tensor:
+        """Returns f_c(x), the score of each example unmasked, (N,)."""
+        everything = torch.ones(self._call.batch_size, 1, dtype=torch.bool)
+
+        def full_output(rows: Tensor, columns: Tensor, turn: int) -> Tensor:
+            shape = (len(rows), *[1] * (1 + len(self.mask_size)))
+            return self._masked_output(rows, lambda size: torch.ones(shape))
+
+        return self._score_pairs(everything, full_output, None)[:, 0]
+
     def _reference_output(self, examples: Tensor) -> Tensor:
         shape = (len(examples), *[1] * (1 + len(self.mask_size)))
         return self._masked_output(examples, lambda size: torch.zeros(shape))

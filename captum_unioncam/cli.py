@@ -16,15 +16,19 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from captum_unioncam import UnionCAM, UnionCAMDetails, __version__
 from captum_unioncam._scoring import confidence
+from captum_unioncam.evaluation import METHODS, Method, methods_table
+from captum_unioncam.metrics import confidence_kept
 from captum_unioncam.models import (
     DEFAULT_MODEL,
     Classifier,
@@ -85,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "explain",
         help="show where a model sees its class in an image",
         description="Shows where a model sees its class in an image: UnionCAM, its "
-        "component maps, and their scores.",
+        "component maps, and their scores; or the maps of several methods.",
         allow_abbrev=False,
     )
     explain.set_defaults(run=_explain)
@@ -120,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         help="index or name of the class to explain (default: the predicted class)",
     )
     add(
+        "--methods",
+        metavar="NAMES",
+        help="methods to compare, one panel each, with commas: all, or any of "
+        f"{', '.join(METHODS)} (default: UnionCAM and its components)",
+    )
+    add(
         "--theta",
         type=_number(float, 0, 100),
         default=10.0,
@@ -141,6 +151,13 @@ def _parser() -> argparse.ArgumentParser:
         help="picture to write (default: %(default)s)",
     )
     add("--json", metavar="FILE|-", help="write the result as JSON, - for stdout")
+    methods = commands.add_parser(
+        "methods",
+        help="list the methods",
+        description="Prints the table of all methods, in Markdown.",
+        allow_abbrev=False,
+    )
+    methods.set_defaults(run=lambda options: print(methods_table()))
     return parser
 
 
@@ -163,8 +180,21 @@ def _number(
     return parse
 
 
+@dataclass(frozen=True)
+class _Scene:
+    """What is explained: a model, a layer, an image and a class."""
+
+    model: Module
+    layer: Module
+    inputs: Tensor  # (1, 3, H, W)
+    black: Tensor  # a black image, as the model sees it
+    picture: Tensor  # the image in [0, 1], as the model sees it
+    target: int
+
+
 def _explain(options: argparse.Namespace) -> None:
     started = time.perf_counter()
+    methods = _methods(options.methods)
     _check_files(options.image, options.output, options.json)
     device = _device(options.device)
     image = _read_image(options.image)
@@ -174,38 +204,30 @@ def _explain(options: argparse.Namespace) -> None:
     model = classifier.model.to(device)
     inputs = _shown(classifier, image, device)
     black = _shown(classifier, _plain(image, 0), device)
+    white = _shown(classifier, _plain(image, 255), device)
 
     with torch.no_grad():
         scores = confidence(model(inputs))[0]
     target = _target(options.target, classifier.categories, scores)
+    picture = ((inputs - black) / (white - black)).clamp(0, 1)
+    scene = _Scene(model, layer, inputs, black, picture, target)
     try:
-        attributions, details = UnionCAM(model, layer).attribute(
-            inputs,
-            target=target,
-            theta=options.theta,
-            baselines=black,
-            max_channels=options.max_channels,
-            show_progress=True,
-            return_details=True,
-        )
+        if methods is None:
+            figure, result = _components(scene, options)
+        else:
+            figure, result = _comparison(scene, methods, options)
     # The layer is the one option left to be wrong; Captum asserts that it runs.
     except (ValueError, AssertionError) as error:
         raise UsageError(f"--layer {layer_name}: {error}") from error
-    if isinstance(attributions, tuple) or isinstance(details, tuple):
-        raise UsageError(f"--layer {layer_name} has several tensors; choose another")
-
-    white = _shown(classifier, _plain(image, 255), device)
-    picture = ((inputs - black) / (white - black)).clamp(0, 1)
-    _write(options.output, _png(_figure(picture, attributions, details)))
+    _write(options.output, _png(figure))
     report = {
         "image": options.image or "chelsea",
         "model": options.model,
         "weights": options.weights,
         "layer": layer_name,
-        "layer_size": list(attributions.shape[2:]),
         "theta": options.theta,
         **_classes(target, scores, classifier.categories),
-        **_numbers(details),
+        **result,
         "seconds": time.perf_counter() - started,
         "picture": options.output,
     }
@@ -214,6 +236,79 @@ def _explain(options: argparse.Namespace) -> None:
     elif options.json is not None:
         _write(options.json, f"{_json(report)}\n".encode())
     _print_report(report, sys.stderr if options.json == "-" else sys.stdout)
+
+
+def _methods(names: str | None) -> dict[str, Method] | None:
+    """Returns the methods of a list of names, each once; "all" stands for all."""
+    if names is None:
+        return None
+    if names == "all":
+        return dict(METHODS)
+    chosen = {}
+    for name in map(str.strip, names.split(",")):
+        if name not in METHODS:
+            raise UsageError(
+                f"--methods: there is no method {name!r}{hint(name, METHODS)}; known "
+                f"are all, {', '.join(METHODS)}"
+            )
+        chosen[name] = METHODS[name]
+    return chosen
+
+
+def _one_map(maps: Tensor | tuple[Tensor, ...]) -> Tensor:
+    if isinstance(maps, tuple):
+        raise ValueError("it has several tensors; choose another")
+    return maps
+
+
+def _components(
+    scene: _Scene, options: argparse.Namespace
+) -> tuple["Figure", dict[str, Any]]:
+    """Draws the paper's Figure 1 for an image: components, fusion, selection."""
+    attributions, details = UnionCAM(scene.model, scene.layer).attribute(
+        scene.inputs,
+        target=scene.target,
+        theta=options.theta,
+        baselines=scene.black,
+        max_channels=options.max_channels,
+        show_progress=True,
+        return_details=True,
+    )
+    union = _one_map(attributions)
+    assert isinstance(details, UnionCAMDetails)
+    figure = _components_figure(scene.picture, union, details)
+    return figure, {"layer_size": list(union.shape[2:]), **_numbers(details)}
+
+
+def _comparison(
+    scene: _Scene, methods: dict[str, Method], options: argparse.Namespace
+) -> tuple["Figure", dict[str, Any]]:
+    """Draws the map of each method, under the share of the confidence that it keeps."""
+    from captum_unioncam.visualization import panels
+
+    panel_maps, rows = {}, []
+    for name, method in methods.items():
+        started = time.perf_counter()
+        maps = _one_map(
+            method.attribute(
+                scene.model,
+                scene.layer,
+                scene.inputs,
+                scene.target,
+                theta=options.theta,
+                baselines=scene.black,
+                max_channels=options.max_channels,
+                show_progress=True,
+            )
+        )
+        seconds = time.perf_counter() - started
+        kept = confidence_kept(
+            scene.model, scene.inputs, maps, scene.target, scene.black
+        ).item()
+        rows.append({"method": name, "confidence_kept": kept, "seconds": seconds})
+        panel_maps[f"{method.title}\nkeeps {kept:.0%}"] = maps
+    size = list(maps.shape[2:])
+    return panels(scene.picture, panel_maps), {"layer_size": size, "methods": rows}
 
 
 def _classes(target: int, scores: Tensor, categories: list[str]) -> dict[str, Any]:
@@ -240,28 +335,38 @@ def _numbers(details: UnionCAMDetails) -> dict[str, Any]:
 def _print_report(report: dict[str, Any], stream: TextIO) -> None:
     """Prints what a person wants to know first."""
     target = report["target"]
-    size = " x ".join(map(str, (report["total_channels"], *report["layer_size"])))
+    channels = [report["total_channels"]] if "total_channels" in report else []
+    size = " x ".join(map(str, [*channels, *report["layer_size"]]))
     top = ", ".join(f"{_label(t)} {t['confidence']:.3f}" for t in report["top"])
-    for name, value in {
+    lines = {
         "model": f"{report['model']}, layer {report['layer']} ({size})",
         "class": f"{_label(target)}, confidence {target['confidence']:.3f}",
         f"top {len(report['top'])}": top,
-        "beta": f"denoised {report['denoised_gain']:.3f}, "
-        f"region {report['region_gain']:.3f}, fused {report['fused_gain']:.3f} "
-        f"(over {report['baseline_score']:.3f} for a black image)",
-        "selected": f"the {report['selected']} map",
-        "channels": f"{report['scored_channels']} scored of "
-        f"{report['live_channels']} live of {report['total_channels']}",
-        "seconds": f"{report['seconds']:.1f}",
-        "picture": report["picture"],
-    }.items():
-        print(f"{name:<9} {value}", file=stream)
+    }
+    if "methods" in report:
+        for row in report["methods"]:
+            lines[row["method"]] = (
+                f"keeps {row['confidence_kept']:.1%} of the confidence, "
+                f"{row['seconds']:.1f} s"
+            )
+    else:
+        lines |= {
+            "beta": f"denoised {report['denoised_gain']:.3f}, "
+            f"region {report['region_gain']:.3f}, fused {report['fused_gain']:.3f} "
+            f"(over {report['baseline_score']:.3f} for a black image)",
+            "selected": f"the {report['selected']} map",
+            "channels": f"{report['scored_channels']} scored of "
+            f"{report['live_channels']} live of {report['total_channels']}",
+        }
+    lines |= {"seconds": f"{report['seconds']:.1f}", "picture": report["picture"]}
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:<{width}} {value}", file=stream)
 
 
-def _figure(
+def _components_figure(
     picture: Tensor, attributions: Tensor, details: UnionCAMDetails
 ) -> "Figure":
-    """Draws the paper's Figure 1 for an image: components, fusion, selection."""
     from captum_unioncam.visualization import panels
 
     def title(name: str, gain: Tensor, selected: bool = False) -> str:

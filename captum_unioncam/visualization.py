@@ -1,5 +1,6 @@
 """Pictures of maps over their image, on top of captum.attr.visualization."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +16,14 @@ from captum_unioncam._maps import at_least_float32, to_mask
 Array = npt.NDArray[np.floating[Any]]
 
 PANEL_INCHES = 2.8
+MOST_COLUMNS = 6
 MARK_COLOUR = "tab:red"
 
 
 def panels(
     image: Tensor, maps: Mapping[str, Tensor], marked: tuple[str, ...] = ()
 ) -> Figure:
-    r"""Draws an image, and maps of it as overlays, side by side.
+    r"""Draws an image, and maps of it as overlays, in rows of six at most.
 
     Each map is shown as the mask that UnionCAM scores: resized to the image, then
     scaled to [0, 1]. A flat map is all zeros.
@@ -37,15 +39,19 @@ def panels(
     picture = at_least_float32(image[0].detach()).permute(1, 2, 0).cpu().numpy()
     height, width = picture.shape[:2]
     count = 1 + len(maps)
-    size = (PANEL_INCHES * count * width / height, PANEL_INCHES * 1.1)
+    rows = math.ceil(count / MOST_COLUMNS)
+    columns = math.ceil(count / rows)
+    size = (PANEL_INCHES * columns * width / height, PANEL_INCHES * 1.1 * rows)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.remove()
     masks = {
         title: to_mask(at_least_float32(values.detach()), (height, width))[0, 0]
         for title, values in maps.items()
     }
     _draw(figure, axes[0], picture, None, "image")
-    for axis, (title, mask) in zip(axes[1:], masks.items(), strict=True):
+    for axis, (title, mask) in zip(axes[1:count], masks.items(), strict=True):
         _draw(figure, axis, picture, mask.cpu().numpy(), title)
         if title in marked:
             axis.title.set_color(MARK_COLOUR)

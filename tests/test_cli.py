@@ -9,12 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerGradCam
 from PIL import Image
 from skimage.data import chelsea
 
-from captum_unioncam import UnionCAM, __version__, cli
+from captum_unioncam import GroupCAM, ScoreCAM, UnionCAM, __version__, cli
 from captum_unioncam._maps import to_mask
 from captum_unioncam.cli import main
+from captum_unioncam.evaluation import METHODS
 from captum_unioncam.models import load_classifier
 
 # Where the face is in the photograph as the model sees it, 224 x 224: from the forehead
@@ -139,6 +141,58 @@ def test_runs_as_a_module():
     assert result.stdout.strip() == __version__
 
 
+def test_methods_are_compared_by_the_confidence_that_their_maps_keep(cat, capsys):
+    arguments = ["--methods", "scorecam, gradcam,groupcam,gradcam", "--theta", "0"]
+    arguments += ["--max-channels", "3", "--layer", "_blocks.15"]
+    assert main(["explain", cat, *arguments, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    rows = {row["method"]: row["confidence_kept"] for row in result["methods"]}
+    assert list(rows) == ["scorecam", "gradcam", "groupcam"]
+    assert "ScoreCAM attribution: 100%" in err
+    assert f"scorecam keeps {rows['scorecam']:.1%} of the confidence" in err
+    assert "selected" not in result and result["layer_size"] == [7, 7]
+
+    classifier = load_classifier()
+    layer = classifier.layer("_blocks.15")
+    image = Image.fromarray(chelsea())
+    inputs = classifier.preprocess(image).unsqueeze(0)
+    black = classifier.preprocess(Image.new("RGB", image.size)).unsqueeze(0)
+    maps = {
+        "scorecam": ScoreCAM(classifier.model, layer).attribute(
+            inputs, 282, baselines=black, max_channels=3
+        ),
+        "gradcam": LayerGradCam(classifier.model, layer).attribute(
+            inputs, 282, relu_attributions=True
+        ),
+        # Over blurred images, as in its paper, not over black ones.
+        "groupcam": GroupCAM(classifier.model, layer).attribute(inputs, 282),
+    }
+    for name, attributions in maps.items():
+        mask = to_mask(attributions, (224, 224))
+        with torch.no_grad():
+            masked = classifier.model(mask * inputs + (1 - mask) * black)
+            scores = torch.cat([masked, classifier.model(inputs)]).softmax(1)[:, 282]
+        assert rows[name] == pytest.approx((scores[0] / scores[1]).item(), rel=1e-4)
+
+
+def test_all_stands_for_every_method(cat, monkeypatch, capsys):
+    monkeypatch.setattr(
+        cli, "METHODS", {n: METHODS[n] for n in ("layercam", "gradcam")}
+    )
+    assert main(["explain", cat, "--methods", "all", "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["method"] for row in result["methods"]] == ["layercam", "gradcam"]
+    with Image.open("unioncam.png") as picture:
+        assert picture.width > 2.5 * picture.height
+
+
+def test_the_methods_are_listed(capsys):
+    assert main(["methods"]) == 0
+    table = capsys.readouterr().out
+    assert all(f"| `{name}` | `{m.title}` |" in table for name, m in METHODS.items())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -147,6 +201,13 @@ def test_runs_as_a_module():
         (["--theta", "x"], r"--theta: must be a number in [0, 100], got 'x'"),
         (["--max-channels", "0"], "--max-channels: must be a whole number >= 1"),
         (["--max-channels", "2.5"], "--max-channels: must be a whole number >= 1"),
+        (["--methods", "scorcam"], "no method 'scorcam'; did you mean 'scorecam'"),
+        (
+            ["--methods", ""],
+            "--methods: there is no method ''; known are all, unioncam",
+        ),
+        (["--methods", "gradcam,all"], "--methods: there is no method 'all'"),
+        (["--methods", "scorecam", "--layer", "_fc"], "--layer _fc: `layer` must have"),
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["--out", "x.png"], "unrecognized arguments: --out"),
         (["--output", "x.jpg"], "--output must end with .png, got 'x.jpg'"),
@@ -295,5 +356,7 @@ def test_a_layer_of_several_tensors_is_refused(monkeypatch, cat, capsys):
     monkeypatch.setattr(cli, "load_classifier", lambda *_: classifier)
     assert main(["explain", cat, "--layer", "layer4.split", "--max-channels", "1"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith("--layer layer4.split has several tensors; choose another")
+    assert error.endswith(
+        "--layer layer4.split: it has several tensors; choose another"
+    )
     assert not os.listdir(".")

@@ -53,6 +53,11 @@ def test_rooms_see_only_what_they_may(path):
             )
             or room == "__main__.py"
         )
+    if room.startswith("attr/"):
+        assert not uses(path, "captum_unioncam.metrics", "captum_unioncam.evaluation")
+    if room.startswith("metrics/"):
+        assert not uses(path, "captum_unioncam.attr", "captum_unioncam.evaluation")
+        assert not uses(path, "numpy")
     if room == "_maps.py":
         assert not uses(path, "captum", "captum_unioncam", "numpy")
     if room == "_scoring.py":

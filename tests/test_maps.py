@@ -86,3 +86,25 @@ def test_blend_keeps_the_type_of_the_inputs(dtype):
     blended = _maps.blend(inputs, torch.tensor([[0.25, 0.25]]), torch.zeros(1, 2))
     assert blended.dtype == dtype
     assert blended.tolist() == [[25, 50 if dtype == torch.uint8 else 50.25]]
+
+
+@pytest.mark.parametrize("shape", [(9,), (6, 4), (3, 1, 5)])
+@pytest.mark.parametrize(("sigma", "radius"), [(1.5, 3), (50, 25)])
+def test_blurs_with_mirrored_borders_at_every_rank(shape, sigma, radius):
+    torch.manual_seed(0)
+    maps = torch.rand(2, 3, *shape, dtype=torch.float64)
+    kernel = [np.exp(-0.5 * (o / sigma) ** 2) for o in range(-radius, radius + 1)]
+    kernel = np.array(kernel) / sum(kernel)
+    blurred = _maps.gaussian_blur(maps, sigma, radius)
+    for n, c in np.ndindex(2, 3):
+        expected = maps[n, c].numpy()
+        for axis, length in enumerate(shape):
+            pad = [(radius, radius) if a == axis else (0, 0) for a in range(len(shape))]
+            padded = np.pad(expected, pad, mode="reflect" if length > 1 else "edge")
+            expected = np.apply_along_axis(np.convolve, axis, padded, kernel, "valid")
+        np.testing.assert_allclose(blurred[n, c], expected, rtol=0, atol=1e-12)
+
+
+def test_blurring_whole_numbers_gives_floats():
+    image = torch.full((1, 3, 8, 8), 7, dtype=torch.uint8)
+    assert torch.allclose(_maps.gaussian_blur(image, 2, 5), torch.tensor(7.0))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from captum_unioncam.cli import main
+from captum_unioncam.evaluation import methods_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -47,9 +48,25 @@ def test_the_first_command_makes_the_picture(capsys):
     assert "UnionCAM attribution: 100%" in capsys.readouterr().err
 
 
-def test_continuous_integration_runs_both_commands():
+def test_the_second_command_compares_all_methods(monkeypatch):
+    program, *arguments = shlex.split(blocks("bash")[1])
+    assert program == "captum-unioncam"
+    assert main([*arguments, "--methods", "gradcam,scorecam"]) == 0  # all take a minute
+    assert os.listdir(".") == ["methods.png"]
+
+
+def test_the_table_of_methods_is_current():
+    assert f"\n\n{methods_table()}\n\n" in README
+
+
+def test_the_extension_example_takes_fifteen_lines():
+    (example,) = [code for code in blocks("python") if "class MaxGradCAM" in code]
+    assert len(example.splitlines()) <= 15
+
+
+def test_continuous_integration_runs_the_commands():
     (command,) = re.findall("^pip install .* && pytest$", README, re.MULTILINE)
-    assert blocks("bash")[1].strip() == command
+    assert blocks("bash")[2].strip() == command
     script = (ROOT / ".ci" / "run").read_text()
     assert "grep -x 'pip install .* && pytest' README.md" in script
     assert "grep -x 'pip install .* && captum-unioncam explain .*' README.md" in script

@@ -38,3 +38,15 @@ def test_a_map_with_nothing_to_show_shows_the_image(value):
 def test_panels_takes_half_precision_and_gradients():
     maps = {"map": torch.rand(1, 1, 2, 2, dtype=torch.bfloat16, requires_grad=True)}
     assert len(panels(torch.rand(1, 3, 8, 8).half(), maps).axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("maps", "rows", "columns"), [(1, 1, 2), (5, 1, 6), (12, 3, 5)]
+)
+def test_many_maps_take_several_rows(maps, rows, columns):
+    named = {f"map {i}": torch.rand(1, 1, 2, 2) for i in range(maps)}
+    figure = panels(torch.rand(1, 3, 8, 8), named)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["image", *named]
+    grid = figure.axes[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols) == (rows, columns)

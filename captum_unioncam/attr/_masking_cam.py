@@ -7,12 +7,10 @@ the template.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from captum.attr import PerturbationAttribution
 from torch import Tensor
-from torch.nn import Module
 
 from captum_unioncam._captum import (
     LayerCall,
@@ -23,7 +21,7 @@ from captum_unioncam._captum import (
 from captum_unioncam._maps import at_least_float32, is_flat
 from captum_unioncam._scoring import Baselines, MaskScorer, MaskVariant, ScoreFunc
 from captum_unioncam.attr._weighted_cam import (
-    CAMAttribution,
+    ScoringCAM,
     check_callable,
     check_positive,
     nan_unless_finite,
@@ -39,7 +37,7 @@ def _unvaried(sizes: MaskSizes) -> Sequence[MaskVariant]:
     return (lambda mask: mask,)
 
 
-class MaskingCAM(CAMAttribution, PerturbationAttribution, ABC):
+class MaskingCAM(ScoringCAM, ABC):
     """Template of a CAM by scores: a subclass defines :meth:`weights`.
 
     Cost: 2 forward passes of the batch (3 for a single example), and 1 for each live
@@ -47,34 +45,6 @@ class MaskingCAM(CAMAttribution, PerturbationAttribution, ABC):
     zeros, so that the baseline's score is its exact score. Memory does not grow with
     the number of channels.
     """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: Module,
-        device_ids: list[int] | None = None,
-        *,
-        scoring_func: Callable[..., Any] | None = None,
-    ) -> None:
-        r"""
-        Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of
-                the inputs that runs it.
-            layer (torch.nn.Module): The layer whose channels make the map.
-            device_ids (list[int], optional): Only if ``forward_func`` applies a
-                DataParallel model without being one. Default: None
-            scoring_func (Callable, optional): Computes what ``forward_func`` computes,
-                only faster, for the masked passes, such as
-                ``torch.compile(model, dynamic=True)``. The layer is read from
-                ``forward_func`` all the same. Default: None, which is ``forward_func``
-
-        Raises:
-            TypeError: If ``layer`` is not a module, or ``scoring_func`` not callable.
-        """
-        CAMAttribution.__init__(self, forward_func, layer, device_ids)
-        PerturbationAttribution.__init__(self, forward_func)
-        check_callable("scoring_func", scoring_func)
-        self.scoring_func = scoring_func
 
     @abstractmethod
     def weights(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerAttribution, PerturbationAttribution
+from captum.attr import LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
@@ -15,7 +15,7 @@ from captum_unioncam._maps import at_least_float32
 from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
 from captum_unioncam.attr._masking_cam import Region, score_regions
 from captum_unioncam.attr._weighted_cam import (
-    CAMAttribution,
+    ScoringCAM,
     check_callable,
     check_number,
     check_positive,
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
     scorer: MaskScorer
 
 
-class UnitingCAM(CAMAttribution, PerturbationAttribution, ABC):
+class UnitingCAM(ScoringCAM, ABC):
     """Template of a CAM of two parts, which a user may replace by any instances.
 
     A subclass defines the default parts, and unites what :meth:`_parts` returns.
@@ -50,11 +50,7 @@ class UnitingCAM(CAMAttribution, PerturbationAttribution, ABC):
     ) -> None:
         r"""
         Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of
-                the inputs that runs it.
-            layer (torch.nn.Module): The layer whose channels make the map.
-            device_ids (list[int], optional): Only if ``forward_func`` applies a
-                DataParallel model without being one. Default: None
+            forward_func, layer, device_ids, scoring_func: See :class:`ScoreCAM`.
             gradient_cam (LayerAttribution, optional): Makes the gradient map in place
                 of the default: any instance that returns (N, 1, *layer_size), such as
                 Captum's LayerGradCam. It is called with Captum's common arguments only
@@ -62,23 +58,16 @@ class UnitingCAM(CAMAttribution, PerturbationAttribution, ABC):
                 rectified. Default: None
             region_cam (LayerAttribution, optional): Makes the region map, likewise
                 (``max_channels`` is not for it). Default: None
-            scoring_func (Callable, optional): Computes what ``forward_func`` computes,
-                only faster, for the masked passes, such as
-                ``torch.compile(model, dynamic=True)``. The layer is read from
-                ``forward_func`` all the same. Default: None, which is ``forward_func``
 
         Raises:
             TypeError: If ``layer`` is not a module, a part is not an instance, or
                 ``scoring_func`` is not callable.
         """
-        CAMAttribution.__init__(self, forward_func, layer, device_ids)
-        PerturbationAttribution.__init__(self, forward_func)
-        check_callable("scoring_func", scoring_func)
+        super().__init__(forward_func, layer, device_ids, scoring_func=scoring_func)
         _check_part("gradient_cam", gradient_cam)
         _check_part("region_cam", region_cam)
         self.gradient_cam = gradient_cam
         self.region_cam = region_cam
-        self.scoring_func = scoring_func
 
     @abstractmethod
     def _gradient_map(

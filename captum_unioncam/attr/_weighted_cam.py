@@ -15,7 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import GradientAttribution, LayerAttribution
+from captum.attr import (
+    GradientAttribution,
+    LayerAttribution,
+    PerturbationAttribution,
+)
 from torch import Tensor
 from torch.nn import Module
 
@@ -106,6 +110,38 @@ class CAMAttribution(LayerAttribution):
             warn_user(
                 f"{self.get_name()}: the maps of examples [{shown}{more}] are {reason}."
             )
+
+
+class ScoringCAM(CAMAttribution, PerturbationAttribution):
+    """A CAM that scores masks, by the model or by a faster function."""
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module,
+        device_ids: list[int] | None = None,
+        *,
+        scoring_func: Callable[..., Any] | None = None,
+    ) -> None:
+        r"""
+        Args:
+            forward_func (Callable or torch.nn.Module): The model, or any function of
+                the inputs that runs it.
+            layer (torch.nn.Module): The layer whose channels make the map.
+            device_ids (list[int], optional): Only if ``forward_func`` applies a
+                DataParallel model without being one. Default: None
+            scoring_func (Callable, optional): Computes what ``forward_func`` computes,
+                only faster, for the masked passes, such as
+                ``torch.compile(model, dynamic=True)``. The layer is read from
+                ``forward_func`` all the same. Default: None, which is ``forward_func``
+
+        Raises:
+            TypeError: If ``layer`` is not a module, or ``scoring_func`` not callable.
+        """
+        CAMAttribution.__init__(self, forward_func, layer, device_ids)
+        PerturbationAttribution.__init__(self, forward_func)
+        check_callable("scoring_func", scoring_func)
+        self.scoring_func = scoring_func
 
 
 class GradientCAM(CAMAttribution, GradientAttribution, ABC):

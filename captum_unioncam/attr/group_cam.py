@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import GradientAttribution, PerturbationAttribution
+from captum.attr import GradientAttribution
 from torch import Tensor
 from torch.nn import Module
 
@@ -25,7 +25,7 @@ from captum_unioncam._maps import (
 from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
 from captum_unioncam.attr._fusion import weighted_union
 from captum_unioncam.attr._weighted_cam import (
-    CAMAttribution,
+    ScoringCAM,
     check_callable,
     check_number,
     check_positive,
@@ -37,7 +37,7 @@ BLUR_SIGMA = 50.0
 BLUR_RADIUS = 25
 
 
-class GroupCAM(CAMAttribution, GradientAttribution, PerturbationAttribution):
+class GroupCAM(ScoringCAM, GradientAttribution):
     r"""Shows the regions that raise the confidence, with a few dozen masked passes.
 
     The channels, weighted as in Grad-CAM, are summed in groups; each group is denoised,
@@ -80,25 +80,8 @@ class GroupCAM(CAMAttribution, GradientAttribution, PerturbationAttribution):
         *,
         scoring_func: Callable[..., Any] | None = None,
     ) -> None:
-        r"""
-        Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of
-                the inputs that runs it.
-            layer (torch.nn.Module): The layer whose channels make the map.
-            device_ids (list[int], optional): Only if ``forward_func`` applies a
-                DataParallel model without being one. Default: None
-            scoring_func (Callable, optional): Computes what ``forward_func`` computes,
-                only faster, for the masked passes. Default: None, which is
-                ``forward_func``
-
-        Raises:
-            TypeError: If ``layer`` is not a module, or ``scoring_func`` not callable.
-        """
-        CAMAttribution.__init__(self, forward_func, layer, device_ids)
+        super().__init__(forward_func, layer, device_ids, scoring_func=scoring_func)
         GradientAttribution.__init__(self, forward_func)
-        PerturbationAttribution.__init__(self, forward_func)
-        check_callable("scoring_func", scoring_func)
-        self.scoring_func = scoring_func
 
     @attribution_method
     def attribute(

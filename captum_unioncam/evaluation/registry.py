@@ -202,3 +202,23 @@ METHODS: Mapping[str, Method] = {
         departures="none",
     ),
 }
+
+
+def methods_table() -> str:
+    """Returns all methods as a table in Markdown, the README's."""
+    rows = [
+        ("name", "class", "paper", "gradients", "forward passes", "departs from it by"),
+        ("---",) * 6,
+    ]
+    for name, method in METHODS.items():
+        rows.append(
+            (
+                f"`{name}`",
+                f"`{method.title}`",
+                f"[{method.paper}]({method.link})",
+                "yes" if method.needs_gradients else "no",
+                method.forwards.replace("*", "x"),
+                method.departures,
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -179,12 +179,13 @@ def test_a_channel_of_zeros_adds_nothing(cam):
 
 @every_cam
 def test_an_example_that_is_not_finite_is_all_nan_and_named(cam):
-    net, inputs = Case().build(2)
-    expected = cam(net, net.layer).attribute(inputs, target=0)
+    net, inputs = Case().build(4)
+    expected = cam(net, net.layer).attribute(inputs, target=1)
     inputs[1, 0, 3, 3] = torch.nan
     message = rf"{cam.__name__}: the maps of examples \[1\] are NaN"
     with pytest.warns(UserWarning, match=message):
-        actual = cam(net, net.layer).attribute(inputs, target=0)
+        actual = cam(net, net.layer).attribute(inputs, target=1)
+    assert expected.flatten(1).any(1).all()
     assert actual[1].isnan().all()
     assert torch.equal(actual[[0, 2]], expected[[0, 2]])
 

@@ -147,9 +147,7 @@ def test_a_dead_channel_costs_no_pass(cam):
     # Activations and baselines of 3 examples, and 4 live channels of each.
     assert sum(seen) == 3 + 3 + 3 * 4 * passes
     seen.clear()
-    cam(forward_func, net.layer).attribute(
-        inputs, target=1, max_channels=2, **options
-    )
+    cam(forward_func, net.layer).attribute(inputs, target=1, max_channels=2, **options)
     assert sum(seen) == 3 + 3 + 3 * 2 * passes
 
 

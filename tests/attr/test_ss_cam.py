@@ -136,12 +136,8 @@ def test_hand_worked_example():
     assert noise.min() < -1 and noise.max() > 1
     d0, d1, d2 = noise.astype(float).mean(0)
     share = math.exp(0.3 * d0 + 0.2 * (1 + d1) + 0.2 * (0.5 + d2))
-    expected = [
-        (share * value + 3) / (share + 1) for value in (0, 2, 1)
-    ]
-    actual = SSCAM(net, net.layer).attribute(
-        inputs, num_samples=5, generator=seeded(9)
-    )
+    expected = [(share * value + 3) / (share + 1) for value in (0, 2, 1)]
+    actual = SSCAM(net, net.layer).attribute(inputs, num_samples=5, generator=seeded(9))
     assert actual[0, 0].tolist() == pytest.approx(expected, abs=1e-9)
 
 

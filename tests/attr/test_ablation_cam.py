@@ -1,0 +1,309 @@
+"""AblationCAM: the loss without each channel by hand and in loops, and its options."""
+
+import numpy as np
+import pytest
+import torch
+from nets import CASES, Case, Weighed, example
+from reference import Model
+from reference_family import ablation_cam
+from torch import nn
+
+from captum_unioncam import AblationCAM
+
+TOLERANCE = {"rtol": 0, "atol": 1e-9}
+
+# Signed layers have examples without positive evidence, and hand-worked maps are small.
+may_be_flat = pytest.mark.filterwarnings("ignore:.* are flat")
+
+
+def explain(net, inputs, **options):
+    """The map of the only example, as nested lists."""
+    return AblationCAM(net, net.layer).attribute(inputs, **options)[0, 0].tolist()
+
+
+@may_be_flat
+@pytest.mark.parametrize("max_channels", [None, 2, 99])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_the_paper_in_loops(case, seed, max_channels):
+    net, inputs = case.build(seed)
+    net.second.weight.data[3] = 0  # a dead channel, which still is evidence
+    net.second.bias.data[3] = 0.5
+    targets = [2, 0, 1]
+    actual = AblationCAM(net, net.layer).attribute(
+        inputs, target=targets, max_channels=max_channels
+    )
+    assert actual.shape[:2] == (3, 1) and actual.dtype == torch.float64
+    for i, target in enumerate(targets):
+        image = inputs[i].numpy()
+        model = Model(net, net.layer, target)
+        activations, _ = model.activations_and_gradients([image])
+        expected = ablation_cam(model, [image], activations, max_channels)
+        np.testing.assert_allclose(actual[i, 0], expected, **TOLERANCE)
+
+
+@may_be_flat
+@pytest.mark.parametrize("score", ["identity", "sigmoid"])
+def test_matches_the_paper_with_other_scores(score):
+    functions = {"identity": lambda output: output, "sigmoid": torch.sigmoid}
+    signs = set()
+    for seed in range(4):
+        net, inputs = Case(signed=True).build(seed)
+        actual = AblationCAM(net, net.layer).attribute(
+            inputs, target=2, score_func=functions[score]
+        )
+        for i, image in enumerate(inputs.numpy()):
+            model = Model(net, net.layer, 2, score)
+            activations, _ = model.activations_and_gradients([image])
+            expected = ablation_cam(model, [image], activations)
+            np.testing.assert_allclose(actual[i, 0], expected, **TOLERANCE)
+            signs.add(model.confidence([image]) > 0)
+    assert signs == ({True, False} if score == "identity" else {True})
+
+
+def test_hand_worked_example():
+    # y = 2 * 1 + 1 * 2 + 1 * 3 + 5 * 0 = 7. Without channel 1 it is 3, without channel
+    # 2 4: w = [4/7 3/7]. L = 4/7 * [1 2] + 3/7 * [3 0] = [13/7 8/7].
+    net = Weighed([[2, 1], [1, 5]])
+    expected = [13 / 7, 8 / 7]
+    actual = explain(net, example([1, 2], [3, 0]))
+    assert actual == pytest.approx(expected, abs=1e-12)
+    # A bias of 7 doubles y and takes as much from the shares.
+    net = Weighed([[2, 1], [1, 5]], bias=7.0)
+    actual = explain(net, example([1, 2], [3, 0]))
+    assert actual == pytest.approx([13 / 14, 8 / 14], abs=1e-12)
+
+
+def test_a_negative_score_does_not_invert_the_map():
+    # y = -2 - 2 + 3 + 0 = -1. Without channel 1 it is 3, without channel 2 -4. Over |y|
+    # = 1: w = [-1 - 3, -1 + 4] = [-4 3]. L = ReLU(-4 * [1 2] + 3 * [3 0]) = [5 0].
+    net = Weighed([[-2, -1], [1, 0]])
+    assert explain(net, example([1, 2], [3, 0])) == [5, 0]
+
+
+def test_negative_activations_are_not_shown():
+    # y = 3 * 4 - 1 * -2 = 14 and w = [1]: L = ReLU([-2 4]).
+    net = Weighed([[-1, 3]])
+    actual = explain(net, example([-2, 4]))
+    assert actual == pytest.approx([0, 4], abs=1e-12)
+
+
+def test_a_score_of_zero_gives_a_map_of_zeros_with_a_warning():
+    # y = 1 + 2 - 3, and no channel has a share of it.
+    net = Weighed([[1, 1], [-1, 5]])
+    with pytest.warns(UserWarning, match=r"AblationCAM: .* examples \[0\] are flat"):
+        assert explain(net, example([1, 2], [3, 0])) == [0, 0]
+
+
+def test_a_score_of_zero_leaves_the_other_examples_alone():
+    net = Weighed([[1, 1], [-1, 5]])
+    inputs = torch.cat([example([1, 2], [3, 0]), example([1, 2], [1, 0])])
+    with pytest.warns(UserWarning, match=r"AblationCAM: .* examples \[0\] are flat"):
+        maps = AblationCAM(net, net.layer).attribute(inputs)
+    # y = 3 - 1 = 2, and -1 and 3 without a channel: w = [3/2 -1/2].
+    assert maps[1, 0].tolist() == pytest.approx([1.5 - 0.5, 3], abs=1e-12)
+
+
+def test_a_constant_channel_is_ablated_and_weighs_unless_channels_are_chosen():
+    # y = 2 + 2 * 3 + 2 * 1 = 10, and 8 and 2 without a channel: w = [1/5 4/5]. L = 1/5
+    # * [0 2] + 4/5 * [2 2] = [1.6 2].
+    net, inputs = Weighed([[1, 1], [3, 1]]), example([0, 2], [2, 2])
+    assert explain(net, inputs) == pytest.approx([1.6, 2], abs=1e-12)
+    # Only channel 1 is live: the other weighs 0.
+    actual = explain(net, inputs, max_channels=2)
+    assert actual == pytest.approx([0, 0.4], abs=1e-12)
+
+
+def test_max_channels_ablates_those_of_largest_variance():
+    # y = 2 + 4 + 9 = 15. The variances are 1, 4 and 9/4: w = [0 4/15 9/15] for two, [0
+    # 4/15 0] for one.
+    net = Weighed([[1, 1], [1, 1], [3, 3]])
+    inputs = example([0, 2], [4, 0], [0, 3])
+    actual = explain(net, inputs, max_channels=2)
+    assert actual == pytest.approx([16 / 15, 27 / 15], abs=1e-12)
+    actual = explain(net, inputs, max_channels=1)
+    assert actual == pytest.approx([16 / 15, 0], abs=1e-12)
+    # All of them: w = [2 4 9] / 15.
+    actual = explain(net, inputs, max_channels=3)
+    assert actual == pytest.approx([16 / 15, 31 / 15], abs=1e-12)
+
+
+@may_be_flat
+def test_a_single_position_has_a_weight_but_no_variance():
+    # y = 2 + 12 = 14, w = [1/7 6/7], L = 1/7 * 2 + 6/7 * 4.
+    net, inputs = Weighed([[[1]], [[3]]]), example([[2]], [[4]])
+    assert explain(net, inputs) == [[pytest.approx(26 / 7)]]
+    assert explain(net, inputs, max_channels=1) == [[0]]
+
+
+def rows_seen(inputs, **options):
+    net, seen = Weighed([[1, 1], [2, 2], [3, 3]]), []
+
+    def forward_func(image):
+        seen.append(len(image))
+        return net(image)
+
+    AblationCAM(forward_func, net.layer).attribute(inputs, **options)
+    return sum(seen)
+
+
+@may_be_flat
+def test_a_channel_of_zeros_costs_no_pass():
+    two = torch.cat([example([1, 2], [3, 3], [4, 0]), example([1, 2], [0, 0], [4, 0])])
+    # Activations and scores of two examples, 3 and 2 channels.
+    assert rows_seen(two) == 2 + 2 + 3 + 2
+    # Channels that are constant count as dead for max_channels.
+    assert rows_seen(two, max_channels=3) == 2 + 2 + 2 + 2
+    assert rows_seen(two, max_channels=1) == 2 + 2 + 1 + 1
+    assert rows_seen(0 * two) == 2 + 2
+
+
+class Twice(nn.Module):
+    """A layer that doubles, and runs two times in each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(2, 2, 1, groups=2, bias=False).double()
+        nn.init.constant_(self.layer.weight, 2)
+        weights = torch.tensor([[1, 3], [2, 1]], dtype=torch.float64)
+        self.register_buffer("weights", weights)
+
+    def forward(self, image):
+        first = self.layer(image)
+        second = self.layer(1 + first)
+        return (
+            10
+            + first.sum((1, 2))[:, None]
+            + (second * self.weights).sum((1, 2))[:, None]
+        )
+
+
+def test_the_last_run_of_a_layer_is_explained_and_replaced():
+    # [0 1; 1 0] becomes [0 2; 2 0], and 2 * [1 3; 3 1] = [2 6; 6 2]. y = 10 + 4 + 2 +
+    # 18 + 12 + 2 = 48; without a channel of the second run 28 and 34: w = [20 14] / 48.
+    # L = [2 * 20 + 6 * 14, 6 * 20 + 2 * 14] / 48.
+    actual = explain(Twice(), example([0, 1], [1, 0]))
+    assert actual == pytest.approx([124 / 48, 148 / 48], abs=1e-12)
+
+
+class Halves(nn.Module):
+    """A layer of two tensors, of one and of two channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = Split()
+        weights = torch.tensor([[1, 3], [1, 1], [4, 1]], dtype=torch.float64)
+        self.register_buffer("weights", weights)
+
+    def forward(self, image):
+        maps = torch.cat(self.layer(image), 1)
+        return (maps * self.weights).sum((1, 2))[:, None]
+
+
+class Split(nn.Module):
+    def forward(self, maps):
+        return maps[:, :1], maps[:, 1:]
+
+
+def test_a_layer_of_several_tensors_has_a_map_for_each():
+    # The channels are worth 1 + 6 = 7, 3 + 0 = 3 and 8 + 2 = 10 of y = 20: L = 7/20 *
+    # [1 2], and 3/20 * [3 0] + 10/20 * [2 2].
+    net = Halves()
+    first, second = AblationCAM(net, net.layer).attribute(
+        example([1, 2], [3, 0], [2, 2])
+    )
+    assert first[0, 0].tolist() == pytest.approx([7 / 20, 14 / 20], abs=1e-12)
+    assert second[0, 0].tolist() == pytest.approx([29 / 20, 1], abs=1e-12)
+
+
+@may_be_flat
+def test_explains_and_replaces_the_layers_input_if_asked():
+    net, inputs = Case().build(1)
+    net.layer = nn.Sigmoid()  # of which 0 is not 0
+    cam = AblationCAM(net, net.layer)
+    actual = cam.attribute(inputs, target=1, attribute_to_layer_input=True)
+    expected = AblationCAM(net, net.second).attribute(inputs, target=1)
+    assert expected.any() and torch.allclose(actual, expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(actual, cam.attribute(inputs, target=1))
+
+
+def test_inputs_need_not_be_images():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(4, 2)
+            self.layer = nn.Identity()
+
+        def forward(self, tokens):
+            return self.layer(self.embedding(tokens).mT).sum((1, 2))[:, None]
+
+    net = Text()
+    table = torch.tensor([[0.0, 0], [1, 0], [0, 2], [3, 1]])
+    net.embedding.weight.data.copy_(table)
+    # The channels are [1 0 3] and [0 2 1], y = 7, w = [4 3] / 7.
+    actual = explain(net, torch.tensor([[1, 2, 3]]))
+    assert actual == pytest.approx([4 / 7, 6 / 7, 15 / 7], rel=1e-6)
+
+
+@may_be_flat
+@pytest.mark.parametrize("perturbations", [1, 2, 100])
+def test_the_size_of_a_chunk_changes_nothing(perturbations):
+    net, inputs = Case().build(3)
+    cam = AblationCAM(net, net.layer)
+    expected = cam.attribute(inputs, target=[0, 2, 1])
+    actual = cam.attribute(
+        inputs, target=[0, 2, 1], perturbations_per_eval=perturbations
+    )
+    assert expected.any() and torch.allclose(actual, expected, rtol=0, atol=1e-12)
+
+
+@may_be_flat
+def test_a_map_does_not_depend_on_its_batch():
+    net, inputs = Case().build(3)
+    cam = AblationCAM(net, net.layer)
+    batch = cam.attribute(inputs, target=[0, 2, 1])
+    singles = [
+        cam.attribute(inputs[i : i + 1], target=t) for i, t in enumerate([0, 2, 1])
+    ]
+    assert torch.allclose(batch, torch.cat(singles), rtol=0, atol=1e-12)
+
+
+@may_be_flat
+def test_the_model_has_no_hooks_left_and_does_what_it_did():
+    net, inputs = Case().build(3)
+    before = net(inputs)
+    AblationCAM(net, net.layer).attribute(inputs, target=0)
+    assert not net.layer._forward_hooks and not net.layer._forward_pre_hooks
+    assert torch.equal(net(inputs), before)
+
+
+@may_be_flat
+def test_an_example_that_is_not_finite_is_all_nan_and_named():
+    net, inputs = Case().build(2)
+    cam = AblationCAM(net, net.layer)
+    expected = cam.attribute(inputs, target=0)
+    inputs[1, 0, 3, 3] = torch.nan
+    with pytest.warns(UserWarning, match=r"AblationCAM: .* examples \[1\] are NaN"):
+        actual = cam.attribute(inputs, target=0)
+    assert actual[1].isnan().all()
+    assert torch.allclose(actual[[0, 2]], expected[[0, 2]], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["max_channels", "perturbations_per_eval"])
+def test_refuses_counts_that_are_not_positive_ints(name):
+    net, inputs = Case().build(0)
+    cam = AblationCAM(net, net.layer)
+    with pytest.raises(ValueError, match=f"`{name}` must be a positive int .* got 0"):
+        cam.attribute(inputs, target=0, **{name: 0})
+    for value in (2.0, "2", True):
+        with pytest.raises(TypeError, match=f"`{name}` must be a positive int"):
+            cam.attribute(inputs, target=0, **{name: value})
+
+
+def test_refuses_a_score_func_that_is_no_function_and_baselines():
+    net, inputs = Case().build(0)
+    cam = AblationCAM(net, net.layer)
+    with pytest.raises(TypeError, match="`score_func` must be a callable or None"):
+        cam.attribute(inputs, target=0, score_func=3)
+    with pytest.raises(TypeError, match="baselines"):
+        cam.attribute(inputs, target=0, baselines=0)

@@ -1,0 +1,80 @@
+"""The confidence metrics: exact values on sums, and degenerate maps."""
+
+import numpy as np
+import pytest
+import torch
+from nets import CASES
+from reference import Model, masked
+
+from captum_unioncam.metrics import confidence_kept
+
+
+def total(image):
+    """Scores an image by its sum."""
+    return image.flatten(1).sum(1, keepdim=True)
+
+
+def test_kept_is_the_share_of_a_sum_under_the_mask():
+    # The maps scale to [0 .5 1] and [1 0 .25]: 0 * 4 + .5 * 2 + 1 * 6 = 7 of 12, and
+    # 1 * 1 + 0 * 1 + .25 * 2 = 1.5 of 4.
+    inputs = torch.tensor([[[4.0, 2, 6]], [[1, 1, 2]]])
+    maps = torch.tensor([[[-1.0, 0, 1]], [[9, 5, 6]]])
+    kept = confidence_kept(total, inputs, maps)
+    assert kept.tolist() == pytest.approx([7 / 12, 1.5 / 4])
+
+
+def test_a_mask_of_zero_shows_the_baseline():
+    # 0 * 4 + .5 * 2 + 1 * 6 = 7, and the baseline shows 1 * 3 + .5 * 3 = 4.5 more.
+    inputs, maps = torch.tensor([[[4.0, 2, 6]]]), torch.tensor([[[-1.0, 0, 1]]])
+    kept = confidence_kept(total, inputs, maps, baselines=3)
+    assert kept.item() == pytest.approx(11.5 / 12)
+
+
+def test_degenerate_maps_and_scores_are_defined():
+    inputs = torch.ones(4, 1, 3)
+    inputs[3] = torch.tensor([1.0, -1, 0])  # y = 0
+    maps = torch.tensor([[[0.0, 1, 2]], [[5, 5, 5]], [[0, torch.nan, 1]], [[0, 1, 2]]])
+    kept = confidence_kept(total, inputs, maps)
+    assert kept[:2].tolist() == pytest.approx([0.5, 0])
+    assert kept[2:].isnan().all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("size", ["layer", "input"])
+def test_matches_the_loops_at_every_rank(case, size):
+    net, inputs = case.build(3)
+    small = tuple((length + 1) // 2 for length in inputs.shape[2:])
+    shape = small if size == "layer" else inputs.shape[2:]
+    maps = torch.rand(3, 1, *shape, dtype=torch.float64)
+    targets = [2, 0, 1]
+    kept = confidence_kept(net, inputs, maps, targets, baselines=0.25)
+    for i, target in enumerate(targets):
+        image = [inputs[i].numpy()]
+        model = Model(net, net.layer, target)
+        seen = masked(image, maps[i, 0].numpy(), [np.full_like(image[0], 0.25)])
+        expected = model.confidence(seen) / model.confidence(image)
+        assert kept[i].item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_scores_are_those_of_the_score_func():
+    net, inputs = CASES[0].build(3)
+    maps = torch.rand(3, 1, 4, 4, dtype=torch.float64)
+    kept = confidence_kept(net, inputs, maps, 1, score_func=torch.sigmoid)
+    assert not torch.allclose(kept, confidence_kept(net, inputs, maps, 1))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (3, 2, 4, 4), (3, 4), (3, 1, 4)])
+def test_refuses_maps_that_do_not_fit(shape):
+    net, inputs = CASES[0].build(3)
+    with pytest.raises(ValueError, match="`attributions` must|`inputs` must"):
+        confidence_kept(net, inputs, torch.rand(shape), 1)
+
+
+def test_leaves_no_graph_and_changes_nothing():
+    net, inputs = CASES[0].build(3)
+    inputs.requires_grad_()
+    before = inputs.detach().clone()
+    maps = torch.rand(3, 1, 4, 4, requires_grad=True)
+    kept = confidence_kept(net, inputs, maps, 1)
+    assert kept.shape == (3,) and not kept.requires_grad
+    assert torch.equal(inputs.detach(), before) and inputs.grad is None
