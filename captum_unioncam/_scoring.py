@@ -281,7 +281,7 @@ class MaskScorer(_PairScorer):
             )
         super().__init__(call, score_func, perturbations_per_eval, masked[0].device)
         self.mask_sizes = [tuple(inp.shape[2:]) for inp in masked]
-        self._baselines = _format_baselines(baselines, call.inputs, dim)
+        self._baselines = format_baselines(baselines, call.inputs, dim)
         self._score_reference()
 
     @property
@@ -317,13 +317,34 @@ class MaskScorer(_PairScorer):
                 Default: the mask itself
         """
 
-        def masked_output(rows: Tensor, columns: Tensor, turn: int) -> Tensor:
-            picked = maps[rows, columns].unsqueeze(1)
-            return self._masked_output(
-                rows, lambda size: variants[turn](to_mask(picked, size))
-            )
+        def masks(
+            rows: Tensor, columns: Tensor, turn: int, size: Sequence[int]
+        ) -> Tensor:
+            return variants[turn](to_mask(maps[rows, columns].unsqueeze(1), size))
 
-        return self._score_pairs(keep, masked_output, description, len(variants))
+        return self.score_masks(keep, masks, description, len(variants))
+
+    def score_masks(
+        self,
+        keep: Tensor,
+        masks: Callable[[Tensor, Tensor, int, Sequence[int]], Tensor],
+        description: str | None = None,
+        rounds: int = 1,
+    ) -> Tensor:
+        """Returns the mean score of masks that are made when they are needed, (N, M).
+
+        Args:
+            keep (Tensor): Which masks to score, bool, (N, M).
+            masks (Callable): From examples, (P,), columns, (P,), the number of the
+                round and the size of an input to masks for it, (P, 1, *size).
+            description (str, optional): Shows a progress bar of this name.
+            rounds (int, optional): How often to score each mask. Default: 1
+        """
+
+        def masked_output(rows: Tensor, columns: Tensor, turn: int) -> Tensor:
+            return self._masked_output(rows, partial(masks, rows, columns, turn))
+
+        return self._score_pairs(keep, masked_output, description, rounds)
 
     def gains(self, maps: Tensor, description: str | None = None) -> Tensor:
         """Returns the score contribution of each map, f_c(mask) - f_c(Ib), (N, M)."""
@@ -333,13 +354,14 @@ class MaskScorer(_PairScorer):
 
     def full_scores(self) -> Tensor:
         """Returns f_c(x), the score of each example unmasked, (N,)."""
-        everything = torch.ones(self._call.batch_size, 1, dtype=torch.bool)
+        every = torch.ones(self._call.batch_size, 1, dtype=torch.bool)
 
-        def full_output(rows: Tensor, columns: Tensor, turn: int) -> Tensor:
-            shape = (len(rows), *[1] * (1 + len(self.mask_size)))
-            return self._masked_output(rows, lambda size: torch.ones(shape))
+        def whole(
+            rows: Tensor, columns: Tensor, turn: int, size: Sequence[int]
+        ) -> Tensor:
+            return torch.ones(len(rows), *[1] * (1 + len(size)))
 
-        return self._score_pairs(everything, full_output, None)[:, 0]
+        return self.score_masks(every, whole)[:, 0]
 
     def _reference_output(self, examples: Tensor) -> Tensor:
         shape = (len(examples), *[1] * (1 + len(self.mask_size)))
@@ -439,7 +461,7 @@ def _laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     return tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor
 
 
-def _format_baselines(
+def format_baselines(
     baselines: Baselines, inputs: tuple[Tensor, ...], dim: int
 ) -> tuple[Tensor | None, ...]:
     """Returns a baseline for each input, or None where none is masked.

@@ -1,26 +1,25 @@
 """The command ``captum-unioncam``.
 
-Exit codes: 0 if all went well, 2 for bad options or input (one line on stderr), 130
-after Ctrl-C. Files are written whole or not at all.
+Exit codes: 0 if all went well, 2 for bad options or input (one line on stderr), 3 if an
+evaluation ended but some images or methods failed, 130 after Ctrl-C. Files are written
+whole or not at all.
 """
 
 import argparse
+import dataclasses
 import io
-import json
 import math
-import os
 import re
+import shlex
 import sys
 import tempfile
 import textwrap
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -28,6 +27,13 @@ from torch.nn import Module
 from captum_unioncam import UnionCAM, UnionCAMDetails, __version__
 from captum_unioncam._scoring import confidence
 from captum_unioncam.evaluation import METHODS, Method, methods_table
+from captum_unioncam.evaluation.config import (
+    PRESETS,
+    ConfigError,
+    DataError,
+    EvaluationConfig,
+)
+from captum_unioncam.evaluation.rows import strict_json, write_whole
 from captum_unioncam.metrics import confidence_kept
 from captum_unioncam.models import (
     DEFAULT_MODEL,
@@ -43,12 +49,9 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = "unioncam.png"
 DOTS_PER_INCH = 100
+FAILED = 3
 TOP = 3
 REASON_LENGTH = 160
-
-# Models crop to a square after they bring the shorter side to some 256 pixels: a very
-# long image would take a lot of memory, and show next to nothing.
-LARGEST_ASPECT = 50
 
 
 class UsageError(ValueError):
@@ -60,14 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         options = parser.parse_args(arguments)
-        options.run(options)
-    except (UsageError, ModelError) as error:
+        return options.run(options) or 0
+    except (UsageError, ModelError, DataError, ConfigError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         help="picture to write (default: %(default)s)",
     )
     add("--json", metavar="FILE|-", help="write the result as JSON, - for stdout")
+    _add_evaluate(commands)
     methods = commands.add_parser(
         "methods",
         help="list the methods",
@@ -159,6 +162,79 @@ def _parser() -> argparse.ArgumentParser:
     )
     methods.set_defaults(run=lambda options: print(methods_table()))
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure methods on many images",
+        description="Measures methods on many images, alone or under torchrun, and "
+        "writes a report. Every option is a field of EvaluationConfig.",
+        allow_abbrev=False,
+    )
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="options of the paper's protocol, which others override",
+    )
+    for field in dataclasses.fields(EvaluationConfig):
+        default = field.default
+        shown = "" if default in (None, False, dataclasses.MISSING) else default
+        if isinstance(shown, tuple):
+            shown = "all" if shown == tuple(METHODS) else ",".join(shown)
+        text = field.metadata["help"].replace("%", "%%")
+        arguments: dict[str, Any] = {
+            "help": f"{text} (default: {shown})" if shown != "" else text,
+            "default": argparse.SUPPRESS,
+            "required": default is dataclasses.MISSING,
+        }
+        if field.type is bool:
+            arguments["action"] = "store_true"
+        else:
+            arguments["metavar"] = field.name.upper().replace("_", "-")
+            arguments["type"] = _parser_of(field)
+        evaluate.add_argument(f"--{field.name.replace('_', '-')}", **arguments)
+
+
+def _parser_of(field: "dataclasses.Field[Any]") -> Callable[[str], Any]:
+    """Returns the argparse type of a field."""
+    if field.name == "methods":
+        return lambda text: tuple(METHODS) if text == "all" else _names(text)
+    if field.type == tuple[str, ...]:
+        return _names
+    if field.type in (int, int | None):
+        return _number(int, -math.inf, math.inf)
+    if field.type is float:
+        return _number(float, -math.inf, math.inf)
+    return str
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from captum_unioncam.evaluation.runner import evaluate
+
+    given = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(EvaluationConfig)
+        if hasattr(options, field.name)
+    }
+    preset = PRESETS[options.preset] if options.preset else {}
+    config = EvaluationConfig(**{**preset, **given})
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    try:
+        rows = evaluate(config, command)
+    except KeyboardInterrupt:
+        print("\nrun it again with --resume to go on", file=sys.stderr)
+        raise
+    failures = sum("error" in row for row in rows)
+    if rows:
+        print(f"{len(rows) - failures} rows, {failures} failures")
+        print(Path(config.output) / "report.md")
+    return FAILED if failures else 0
 
 
 def _number(
@@ -232,9 +308,9 @@ def _explain(options: argparse.Namespace) -> None:
         "picture": options.output,
     }
     if options.json == "-":
-        print(_json(report))
+        print(strict_json(report, indent=2))
     elif options.json is not None:
-        _write(options.json, f"{_json(report)}\n".encode())
+        _write(options.json, f"{strict_json(report, indent=2)}\n".encode())
     _print_report(report, sys.stderr if options.json == "-" else sys.stdout)
 
 
@@ -289,18 +365,15 @@ def _comparison(
     panel_maps, rows = {}, []
     for name, method in methods.items():
         started = time.perf_counter()
-        maps = _one_map(
-            method.attribute(
-                scene.model,
-                scene.layer,
-                scene.inputs,
-                scene.target,
-                theta=options.theta,
-                baselines=scene.black,
-                max_channels=options.max_channels,
-                show_progress=True,
-            )
+        explain = method.explain(
+            scene.model,
+            scene.layer,
+            theta=options.theta,
+            baselines=scene.black,
+            max_channels=options.max_channels,
+            show_progress=True,
         )
+        maps = _one_map(explain(scene.inputs, target=scene.target))
         seconds = time.perf_counter() - started
         kept = confidence_kept(
             scene.model, scene.inputs, maps, scene.target, scene.black
@@ -399,48 +472,11 @@ def _device(name: str | None) -> torch.device:
 
 
 def _read_image(path: str | None) -> "Image":
-    """Reads an image as RGB, upright."""
-    from PIL import Image, ImageOps
-
-    if path is None:
-        return Image.fromarray(_chelsea())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                if max(file.size) > LARGEST_ASPECT * min(file.size):
-                    raise UsageError(
-                        f"{path} is {file.width} x {file.height} pixels; crop it to an "
-                        f"aspect ratio of at most {LARGEST_ASPECT}"
-                    )
-                return _rgb(ImageOps.exif_transpose(file))
-    except UsageError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UsageError(
-            f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down first"
-        ) from error
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise whatever a broken file leads to
-        raise UsageError(
-            f"{path} cannot be read as an image ({_reason(error)}); give a whole JPEG "
-            "or PNG file"
-        ) from error
-
-
-def _rgb(image: "Image") -> "Image":
-    """Returns an image in 8-bit RGB: 16 bits scaled down, transparency over black."""
     from PIL import Image
 
-    if image.mode.startswith("I;16"):  # which Pillow would clip
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    if image.mode in ("F", "I"):
-        raise ValueError("it has 32 bits a pixel, of no known range")
-    if image.has_transparency_data:
-        black = Image.new("RGBA", image.size, "black")
-        image = Image.alpha_composite(black, image.convert("RGBA"))
-    return image.convert("RGB")
+    from captum_unioncam.evaluation.data import read_image
+
+    return Image.fromarray(_chelsea()) if path is None else read_image(path)
 
 
 def _reason(error: Exception) -> str:
@@ -498,17 +534,6 @@ def _label(named: dict[str, Any]) -> str:
     return f"{named['index']} {named['name'] or ''}".strip()
 
 
-def _json(report: dict[str, Any]) -> str:
-    """Returns strict JSON: numbers that are not finite become null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value
-
-    return json.dumps({name: finite(value) for name, value in report.items()}, indent=2)
-
-
 def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
@@ -544,25 +569,7 @@ def _cannot_write(path: str, error: OSError) -> UsageError:
 
 
 def _write(path: str, content: bytes) -> None:
-    """Writes a file whole or not at all, by renaming a temporary one."""
-    target = Path(path).resolve()  # a link stays one
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-        temporary = None
+        write_whole(path, content)
     except OSError as error:
         raise _cannot_write(path, error) from error
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    """Returns the process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

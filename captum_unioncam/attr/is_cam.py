@@ -27,9 +27,10 @@ class ISCAM(ScoreCAM):
     explanations, 2020, arXiv:2010.03023.
 
     Note: The integral runs on the straight line from the baseline to the masked input,
-    as in Integrated Gradients: step i shows i/n of the mask. Other implementations add
-    up the steps, so that the last one shows (n + 1) / 2 times the mask, far outside of
-    the range of an image.
+    as in Integrated Gradients and in the first author's code: step i shows i/n of the
+    mask. Deviates from the formula as it is printed and as other packages have it,
+    which adds up the steps, so that the last one shows about n/2 times the mask, far
+    outside of the range of an image.
 
     Cost: 2 forward passes of the batch (3 for a single example), and ``num_samples``
     for each live channel of each example.

@@ -113,6 +113,7 @@ class UnionCAM(UnitingCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
+        select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_details: Literal[False] = False,
@@ -131,6 +132,7 @@ class UnionCAM(UnitingCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
+        select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_details: Literal[True],
@@ -151,6 +153,7 @@ class UnionCAM(UnitingCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
+        select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_details: bool = False,
@@ -190,6 +193,8 @@ class UnionCAM(UnitingCAM):
             max_channels (int, optional): Score and sum only the live channels with the
                 largest spatial variance, this many for each example. Default: None,
                 which is all, the paper
+            select (bool, optional): Select by Eq. 8. False keeps the fused map (AMU
+                without AMS), for ablation studies. Default: True
             perturbations_per_eval (int, optional): Masks for each example in one
                 forward pass; the result does not depend on it. Default: None, which is
                 6 masked inputs in all on the CPU and 64 elsewhere
@@ -238,7 +243,7 @@ class UnionCAM(UnitingCAM):
             show_progress,
             grad_kwargs,
         )
-        united = [_unite(part) for part in parts]
+        united = [_unite(part, select) for part in parts]
         attributions = format_output(
             tuple(
                 self._deliver(union, part.channels.dtype)
@@ -251,7 +256,7 @@ class UnionCAM(UnitingCAM):
         return attributions, details if len(details) > 1 else details[0]
 
 
-def _unite(parts: Parts) -> tuple[Tensor, UnionCAMDetails]:
+def _unite(parts: Parts, select: bool) -> tuple[Tensor, UnionCAMDetails]:
     """Fuses and selects the component maps of one layer tensor (AMU and AMS)."""
     denoised, region, channels, scorer = parts
     components = torch.cat([denoised, region.map], 1)  # (N, 2, *spatial)
@@ -262,6 +267,8 @@ def _unite(parts: Parts) -> tuple[Tensor, UnionCAMDetails]:
     union, selected = select_by_gain(
         fused, region.map, fused_gain, gains[:, 1]
     )  # Eq. 8
+    if not select:
+        union = fused
     details = UnionCAMDetails(
         denoised_map=denoised,
         region_map=region.map,

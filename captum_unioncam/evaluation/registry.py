@@ -1,15 +1,25 @@
 """The one list of methods: the command, the tests and the README's table read it."""
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from captum.attr import LayerAttribution, LayerGradCam
+from captum.metrics import (
+    infidelity,
+    infidelity_perturb_func_decorator,
+    sensitivity_max,
+)
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam import attr
+from captum_unioncam import attr, metrics
+from captum_unioncam.adapters import to_input
+from captum_unioncam.models import hint
 
 
 @dataclass(frozen=True)
@@ -41,26 +51,60 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     ignores: frozenset[str] = frozenset()
 
-    def attribute(
-        self,
-        forward_func: Callable[..., Any],
-        layer: Module,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any,
-        **options: Any,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Makes the maps, with those of the options that the method has."""
-        known = inspect.signature(self.attribution.attribute).parameters
-        taken = {
-            name: value
-            for name, value in options.items()
-            if name in known and name not in self.ignores
-        }
-        cam = self.attribution(forward_func, layer)
-        maps: Tensor | tuple[Tensor, ...] = cam.attribute(
-            inputs, target, **self.options, **taken
+    def explain(
+        self, forward_func: Callable[..., Any], layer: Module, **offered: Any
+    ) -> Callable[..., Any]:
+        """Returns ``attribute`` of an instance, with those options that the class has.
+
+        Args:
+            forward_func (Callable or torch.nn.Module): The model.
+            layer (torch.nn.Module): The layer.
+            offered (Any): Options of the constructor and of ``attribute``. Those that
+                the class does not have, or gives another meaning, are left out.
+        """
+        offered = {k: v for k, v in offered.items() if k not in self.ignores}
+        built = _known(self.attribution, offered)
+        cam = self.attribution(forward_func, layer, **built)
+        options = {**self.options, **_known(self.attribution.attribute, offered)}
+        explain: Callable[..., Any] = partial(cam.attribute, **options)
+        return explain
+
+
+def _known(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options that a function has as keywords."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in names}
+
+
+def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
+    """Returns the method of a label such as unioncam:theta=30, and its options.
+
+    Raises:
+        ValueError: If there is no such method, or the method has no such option.
+    """
+    name, *pairs = label.split(":")
+    if name not in METHODS:
+        raise ValueError(
+            f"there is no method {name!r}{hint(name, METHODS)}; known are "
+            f"{', '.join(METHODS)}"
         )
-        return maps
+    method = METHODS[name]
+    known = list(inspect.signature(method.attribution.attribute).parameters)[5:]
+    options = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        try:
+            options[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise ValueError(
+                f"{label!r}: the value of {key!r} must be a number, True, False or "
+                f"None, got {text!r}"
+            ) from None
+        if key not in known:
+            raise ValueError(
+                f"{label!r}: {name} has no option {key!r}; it has {', '.join(known)}"
+            )
+    return method, options
 
 
 METHODS: Mapping[str, Method] = {
@@ -171,7 +215,7 @@ METHODS: Mapping[str, Method] = {
         "https://arxiv.org/abs/2010.03023",
         needs_gradients=False,
         forwards="10 * live + 2",
-        departures="the steps are not added up",
+        departures="steps i/n of the mask, not their sum",
     ),
     "groupcam": Method(
         "GroupCAM",
@@ -190,7 +234,7 @@ METHODS: Mapping[str, Method] = {
         "https://doi.org/10.1109/WACV45572.2020.9093360",
         needs_gradients=False,
         forwards="used + 2",
-        departures="confidence in place of the raw output",
+        departures="confidence for the raw output, divided by its size",
     ),
     "reciprocam": Method(
         "ReciproCAM",
@@ -200,6 +244,170 @@ METHODS: Mapping[str, Method] = {
         needs_gradients=False,
         forwards="positions + 2",
         departures="none",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A batch of maps, and all that a metric may ask for."""
+
+    forward_func: Callable[..., Any]
+    inputs: Tensor
+    maps: Tensor
+    target: list[int]
+    baselines: Tensor
+    explain: Callable[..., Any]
+    masks: list[Tensor]  # the inside of each box, (boxes, H, W), of each example
+    steps: int
+
+    def masks_of_any_box(self) -> Tensor:
+        """Returns what is inside of any box, (N, 1, H, W)."""
+        return torch.stack([masks.any(0, keepdim=True) for masks in self.masks])
+
+    def boxes(self) -> list[Tensor]:
+        """Returns the boxes, (boxes, 4) each, xyxy, of the parts that are shown."""
+        return [
+            torch.tensor([_extent(mask) for mask in masks if mask.any()]).view(-1, 4)
+            for masks in self.masks
+        ]
+
+
+def _extent(mask: Tensor) -> list[int]:
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    ends = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    return [int(end) for end in ends]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number for each map.
+
+    Attributes:
+        title (str): Name for tables.
+        paper (str): Authors and year.
+        better (str): "higher" or "lower".
+        measure (Callable): From a measurement to values, (N,), or values and curves,
+            (N, steps + 1).
+        needs_boxes (bool): Whether it takes a data set with boxes.
+    """
+
+    title: str
+    paper: str
+    better: str
+    measure: Callable[[Measurement], Any]
+    needs_boxes: bool = False
+
+
+def _by_confidence(function: Callable[..., Tensor], scale: float = 1) -> Any:
+    def measure(m: Measurement) -> Tensor:
+        return scale * function(m.forward_func, m.inputs, m.maps, m.target, m.baselines)
+
+    return measure
+
+
+def _curve(function: Callable[..., Any], blurred: bool) -> Any:
+    def measure(m: Measurement) -> Any:
+        return function(
+            m.forward_func,
+            m.inputs,
+            m.maps,
+            m.target,
+            None if blurred else m.baselines,
+            steps=m.steps,
+            return_curve=True,
+        )
+
+    return measure
+
+
+def _infidelity(m: Measurement) -> Tensor:
+    """Captum's, under noise of a tenth of the inputs' deviation, normalized."""
+    noise = 0.1 * m.inputs.std()
+
+    @infidelity_perturb_func_decorator(False)  # type: ignore[untyped-decorator]
+    def perturb(inputs: Tensor) -> Tensor:
+        return inputs - noise * torch.randn_like(inputs)
+
+    values: Tensor = infidelity(
+        m.forward_func,
+        perturb,
+        m.inputs,
+        to_input(m.maps, m.inputs),
+        target=m.target,
+        n_perturb_samples=10,
+        normalize=True,
+    )
+    return values
+
+
+def _sensitivity(m: Measurement) -> Tensor:
+    """Captum's, of maps under noise within its default radius."""
+
+    def explanation(inputs: tuple[Tensor, ...], target: Any) -> tuple[Tensor, ...]:
+        return (m.explain(inputs[0], target=target).contiguous(),)
+
+    values: Tensor = sensitivity_max(explanation, m.inputs, target=m.target)
+    return values
+
+
+METRICS: Mapping[str, Metric] = {
+    "drop": Metric(
+        "average drop, %",
+        "Chattopadhay et al. 2018",
+        "lower",
+        _by_confidence(metrics.confidence_drop, 100),
+    ),
+    "increase": Metric(
+        "average increase, %",
+        "Chattopadhay et al. 2018",
+        "higher",
+        _by_confidence(metrics.confidence_increase, 100),
+    ),
+    "insertion": Metric(
+        "insertion", "Petsiuk et al. 2018", "higher", _curve(metrics.insertion, True)
+    ),
+    "deletion": Metric(
+        "deletion", "Petsiuk et al. 2018", "lower", _curve(metrics.deletion, False)
+    ),
+    "complexity": Metric(
+        "complexity",
+        "Poppi et al. 2021",
+        "lower",
+        lambda m: metrics.complexity(m.maps, m.inputs.shape[2:]),
+    ),
+    "coherency": Metric(
+        "coherency",
+        "Poppi et al. 2021",
+        "higher",
+        lambda m: metrics.coherency(m.explain, m.inputs, m.maps, m.target, m.baselines),
+    ),
+    "infidelity": Metric(
+        "infidelity (Captum)", "Yeh et al. 2019", "lower", _infidelity
+    ),
+    "sensitivity": Metric(
+        "max-sensitivity (Captum)", "Yeh et al. 2019", "lower", _sensitivity
+    ),
+    "pointing": Metric(
+        "pointing game",
+        "Zhang et al. 2018",
+        "higher",
+        lambda m: metrics.pointing_game(m.maps, m.masks_of_any_box()),
+        needs_boxes=True,
+    ),
+    "energy": Metric(
+        "energy pointing game",
+        "Wang et al. 2020",
+        "higher",
+        lambda m: metrics.energy_pointing_game(m.maps, m.masks_of_any_box()),
+        needs_boxes=True,
+    ),
+    "iou": Metric(
+        "IoU of the box",
+        "Choe et al. 2020",
+        "higher",
+        lambda m: metrics.box_iou(m.maps, m.boxes(), m.inputs.shape[2:]),
+        needs_boxes=True,
     ),
 }
 

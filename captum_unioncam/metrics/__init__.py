@@ -1,5 +1,29 @@
 """How good a map is: metrics in Captum's style, a value for each example."""
 
-from captum_unioncam.metrics.confidence import confidence_kept
+from captum_unioncam.metrics.coherence import coherency, complexity
+from captum_unioncam.metrics.confidence import (
+    confidence_drop,
+    confidence_increase,
+    confidence_kept,
+)
+from captum_unioncam.metrics.curves import deletion, insertion
+from captum_unioncam.metrics.localization import (
+    box_iou,
+    boxes_to_masks,
+    energy_pointing_game,
+    pointing_game,
+)
 
-__all__ = ["confidence_kept"]
+__all__ = [
+    "box_iou",
+    "boxes_to_masks",
+    "coherency",
+    "complexity",
+    "confidence_drop",
+    "confidence_increase",
+    "confidence_kept",
+    "deletion",
+    "energy_pointing_game",
+    "insertion",
+    "pointing_game",
+]

@@ -67,17 +67,124 @@ def confidence_kept(
         >>> confidence_kept(net, torch.rand(3, 1, 8, 8), maps, target=1).shape
         torch.Size([3])
     """
-    call = ModelCall.prepare(forward_func, inputs, target, additional_forward_args)
-    shape = tuple(attributions.shape)
-    if not 3 <= len(shape) <= 5 or shape[:2] != (call.batch_size, 1):
-        raise ValueError(
-            "`attributions` must have one map for each example, "
-            f"({call.batch_size}, 1, *size), got {shape}."
-        )
-    maps = at_least_float32(attributions.detach())
+    full, masked = _full_and_masked(
+        ModelCall.prepare(forward_func, inputs, target, additional_forward_args),
+        attributions,
+        baselines,
+        score_func,
+        perturbations_per_eval,
+    )
+    return masked / _nonzero(full)
+
+
+@attribution_method
+def confidence_drop(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor,
+    target: TargetType = None,
+    baselines: Baselines = None,
+    additional_forward_args: object = None,
+    *,
+    score_func: ScoreFunc | None = None,
+    perturbations_per_eval: int | None = None,
+) -> Tensor:
+    r"""Returns the share of the score that is lost under the map, max(0, y - o) / y.
+
+    The mean over images, times 100, is the average drop (Chattopadhay et al. 2018;
+    Hu et al. 2024). Less is better, from 0 to 1.
+
+    y, o, the cost, the arguments and the errors are those of :func:`confidence_kept`.
+
+    Returns:
+        *Tensor*, (N,), NaN where y is 0 or the map is not finite.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.metrics import confidence_drop
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2))
+        >>> maps = torch.rand(3, 1, 4, 4)
+        >>> confidence_drop(net, torch.rand(3, 1, 8, 8), maps, target=1).shape
+        torch.Size([3])
+    """
+    full, masked = _full_and_masked(
+        ModelCall.prepare(forward_func, inputs, target, additional_forward_args),
+        attributions,
+        baselines,
+        score_func,
+        perturbations_per_eval,
+    )
+    return (full - masked).clamp(min=0) / _nonzero(full)
+
+
+@attribution_method
+def confidence_increase(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor,
+    target: TargetType = None,
+    baselines: Baselines = None,
+    additional_forward_args: object = None,
+    *,
+    score_func: ScoreFunc | None = None,
+    perturbations_per_eval: int | None = None,
+) -> Tensor:
+    r"""Returns 1 where the masked input scores higher than the input, y < o, else 0.
+
+    The mean over images, times 100, is the average increase (Chattopadhay et al. 2018;
+    Hu et al. 2024). More is better.
+
+    y, o, the cost, the arguments and the errors are those of :func:`confidence_kept`.
+
+    Returns:
+        *Tensor*, (N,), NaN where the map is not finite.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.metrics import confidence_increase
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2))
+        >>> maps = torch.rand(3, 1, 4, 4)
+        >>> confidence_increase(net, torch.rand(3, 1, 8, 8), maps, target=1).shape
+        torch.Size([3])
+    """
+    full, masked = _full_and_masked(
+        ModelCall.prepare(forward_func, inputs, target, additional_forward_args),
+        attributions,
+        baselines,
+        score_func,
+        perturbations_per_eval,
+    )
+    return torch.where(masked.isnan(), torch.nan, (full < masked).to(masked))
+
+
+def _full_and_masked(
+    call: ModelCall,
+    attributions: Tensor,
+    baselines: Baselines,
+    score_func: ScoreFunc | None,
+    perturbations_per_eval: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Returns y and o, (N,) each; o is NaN for a map that is not finite."""
+    maps = checked_maps(attributions, call.batch_size)
     scorer = MaskScorer(call, maps.dim(), baselines, score_func, perturbations_per_eval)
     finite = maps.isfinite().flatten(1).all(1, keepdim=True)
     masked = scorer.score(maps, ~is_flat(maps) & finite)
     full = scorer.full_scores().to(masked)
-    kept = masked[:, 0] / torch.where(full == 0, torch.nan, full)
-    return torch.where(finite[:, 0], kept, torch.nan)
+    return full, torch.where(finite, masked, torch.nan)[:, 0]
+
+
+def _nonzero(scores: Tensor) -> Tensor:
+    return torch.where(scores == 0, torch.nan, scores)
+
+
+def checked_maps(attributions: Tensor, examples: int) -> Tensor:
+    """Returns maps in at least 32 bits; refuses what is not one for each example."""
+    shape = tuple(attributions.shape)
+    if not 3 <= len(shape) <= 5 or shape[:2] != (examples, 1):
+        raise ValueError(
+            f"`attributions` must have one map for each example, ({examples}, 1, "
+            f"*size), got {shape}."
+        )
+    return at_least_float32(attributions.detach())

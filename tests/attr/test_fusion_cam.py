@@ -295,6 +295,39 @@ def test_default_parts_passed_explicitly_change_nothing():
     assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
 
 
+class TwoImages(nn.Module):
+    """Two images of different sizes, of which the layer sees the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(2, 4, 3, stride=2)
+        self.other = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, first, second):
+        maps = [torch.tanh(self.layer(first)), torch.tanh(self.other(second))]
+        return self.head(torch.cat([m.flatten(2).square().sum(2) for m in maps], 1))
+
+
+def test_every_image_is_masked_and_the_first_scales_the_maps():
+    torch.manual_seed(0)
+    net = TwoImages().double()
+    inputs = torch.rand(2, 2, 9, 8).double(), torch.rand(2, 1, 5, 6).double()
+    actual = FusionCAM(net, net.layer).attribute(inputs, target=[0, 2])
+    for i, target in enumerate([0, 2]):
+        image = [part[i].numpy() for part in inputs]
+        baseline = [np.zeros_like(part) for part in image]
+        model = Model(net, net.layer, target)
+        activations, gradients = model.activations_and_gradients(image)
+        gradient_map = drop_below(grad_cam(activations, gradients), 10.0)
+        region_map = score_cam(model, image, baseline, activations)
+        expected = fusion_cam(model, image, baseline, gradient_map, region_map)
+        np.testing.assert_allclose(actual[i, 0], expected, **TOLERANCE)
+    cam = FusionCAM(net, net.layer, region_cam=ScoreCAM(net, net.layer))
+    maps = cam.attribute(inputs, target=[0, 2])
+    assert torch.allclose(maps, actual, rtol=0, atol=1e-9)
+
+
 def test_the_parts_are_not_those_of_union_cam():
     net, inputs = Case().build(4)
     expected = FusionCAM(net, net.layer).attribute(inputs, target=1)
@@ -362,6 +395,37 @@ def test_refuses_counts_that_are_not_positive_ints(name):
             cam.attribute(inputs, target=0, **{name: value})
 
 
+def test_refuses_a_score_func_that_is_no_function():
+    net, inputs = Case().build(0)
+    with pytest.raises(TypeError, match="`score_func` must be a callable or None"):
+        FusionCAM(net, net.layer).attribute(inputs, target=0, score_func=3)
+
+
+def test_a_replaced_gradient_part_takes_no_gradients():
+    net, inputs = Case().build(0)
+    graphs = []
+
+    def forward_func(image):
+        graphs.append(image.requires_grad)
+        return net(image)
+
+    FusionCAM(forward_func, net.layer).attribute(inputs, target=0)
+    assert any(graphs)
+    graphs.clear()
+    cam = FusionCAM(forward_func, net.layer, gradient_cam=ScoreCAM(net, net.layer))
+    cam.attribute(inputs, target=0)
+    assert graphs and not any(graphs)
+
+
+def test_an_empty_batch_gives_empty_maps_whatever_the_parts(recwarn):
+    net, inputs = Case().build(0)
+    part = LayerGradCam(net, net.layer)
+    for parts in ({}, {"gradient_cam": part}, {"region_cam": part}):
+        cam = FusionCAM(net, net.layer, **parts)
+        assert cam.attribute(inputs[:0], target=0).shape == (0, 1, 4, 4)
+    assert not recwarn
+
+
 @pytest.mark.parametrize("perturbations", [1, 2, 100])
 def test_the_size_of_a_chunk_changes_nothing(perturbations):
     net, inputs = Case().build(3)
@@ -371,6 +435,15 @@ def test_the_size_of_a_chunk_changes_nothing(perturbations):
         inputs, target=[0, 2, 1], perturbations_per_eval=perturbations
     )
     assert torch.allclose(actual, expected, rtol=0, atol=1e-9)
+
+
+def test_progress_is_shown_if_asked_and_no_more(capsys):
+    net, inputs = Case().build(3)
+    cam = FusionCAM(net, net.layer)
+    cam.attribute(inputs, target=0)
+    assert capsys.readouterr().err == ""
+    cam.attribute(inputs, target=0, show_progress=True)
+    assert "FusionCAM" in capsys.readouterr().err
 
 
 def test_a_map_does_not_depend_on_its_batch():
@@ -413,6 +486,62 @@ def test_scoring_func_runs_all_masked_passes_and_nothing_else():
     assert plain == [3] and sum(scored) > 3
     with pytest.raises(TypeError, match="`scoring_func` must be a callable or None, g"):
         FusionCAM(net, net.layer, scoring_func="fast")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_score_that_is_not_finite_makes_the_map_of_its_example_nan(value):
+    net, inputs = Case().build(0)
+
+    def forward_func(image, number):  # one more output, which numbers the examples
+        return torch.cat([net(image), number[:, None]], 1)
+
+    def score_func(output):
+        return torch.where(output[:, 3:] == 1, value, output)
+
+    options = {"target": 0, "additional_forward_args": torch.arange(3.0).double()}
+    cam = FusionCAM(forward_func, net.layer)
+    with pytest.warns(UserWarning, match=r"FusionCAM: .* examples \[1\] are NaN"):
+        maps = cam.attribute(inputs, **options, score_func=score_func)
+    assert maps[1].isnan().all() and maps[[0, 2]].isfinite().all()
+
+
+class Bounded(nn.Module):
+    """An identity layer whose infinite activations leave the output finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, image):
+        return torch.tanh(self.layer(image)).sum((1, 2))[:, None]
+
+
+def test_one_infinite_activation_makes_the_whole_map_nan():
+    net = Bounded()
+    inputs = example([1, 2, torch.inf], [2, 0, 1])
+    inputs = torch.cat([inputs, example([1, 2, 3], [2, 0, 1])])
+    with pytest.warns(UserWarning, match=r"FusionCAM: .* examples \[0\] are NaN"):
+        maps = FusionCAM(net, net.layer).attribute(inputs)
+    assert maps[0].isnan().all() and maps[1].isfinite().all()
+
+
+class Roots(nn.Module):
+    """The sum of square roots, whose gradient at 0 is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, image):
+        return self.layer(image).sqrt().sum((1, 2))[:, None]
+
+
+def test_an_infinite_gradient_of_finite_activations_makes_the_map_nan():
+    net = Roots()
+    inputs = torch.cat([example([0, 1, 4]), example([1, 9, 4])])
+    with pytest.warns(UserWarning, match=r"FusionCAM: .* examples \[0\] are NaN"):
+        maps = FusionCAM(net, net.layer).attribute(inputs)
+    assert maps[0].isnan().all() and maps[1].isfinite().all()
 
 
 def test_an_example_that_is_not_finite_is_all_nan_and_named():

@@ -190,6 +190,26 @@ def test_an_example_that_is_not_finite_is_all_nan_and_named(cam):
     assert torch.equal(actual[[0, 2]], expected[[0, 2]])
 
 
+class Roots(nn.Module):
+    """The sum of square roots, whose gradient at 0 is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, image):
+        return self.layer(image).sqrt().sum((1, 2))[:, None]
+
+
+@every_cam
+def test_an_infinite_gradient_of_finite_activations_makes_the_map_nan(cam):
+    net = Roots()
+    inputs = torch.cat([example([0, 1, 4]), example([1, 9, 4])])
+    with pytest.warns(UserWarning, match=rf"{cam.__name__}: .* \[0\] are NaN"):
+        maps = cam(net, net.layer).attribute(inputs)
+    assert maps[0].isnan().all() and maps[1].isfinite().all()
+
+
 @every_cam
 def test_grad_kwargs_reach_autograd(cam):
     class Unused(nn.Module):

@@ -193,6 +193,15 @@ def test_the_size_of_a_chunk_changes_nothing(perturbations):
     assert torch.allclose(actual, expected, rtol=0, atol=1e-9)
 
 
+def test_progress_is_shown_if_asked_and_no_more(capsys):
+    net, inputs = Case().build(3)
+    cam = ReciproCAM(net, net.layer)
+    cam.attribute(inputs, target=0)
+    assert capsys.readouterr().err == ""
+    cam.attribute(inputs, target=0, show_progress=True)
+    assert "ReciproCAM" in capsys.readouterr().err
+
+
 def test_a_map_does_not_depend_on_its_batch():
     net, inputs = Case().build(3)
     cam = ReciproCAM(net, net.layer)
@@ -209,6 +218,43 @@ def test_the_model_has_no_hooks_left_and_does_what_it_did():
     ReciproCAM(net, net.layer).attribute(inputs, target=0)
     assert not net.layer._forward_hooks and not net.layer._forward_pre_hooks
     assert torch.equal(net(inputs), before)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_score_that_is_not_finite_makes_the_map_of_its_example_nan(value):
+    net, inputs = Case().build(0)
+
+    def forward_func(image, number):  # one more output, which numbers the examples
+        return torch.cat([net(image), number[:, None]], 1)
+
+    def score_func(output):
+        return torch.where(output[:, 3:] == 1, value, output)
+
+    options = {"target": 0, "additional_forward_args": torch.arange(3.0).double()}
+    cam = ReciproCAM(forward_func, net.layer)
+    with pytest.warns(UserWarning, match=r"ReciproCAM: .* examples \[1\] are NaN"):
+        maps = cam.attribute(inputs, **options, score_func=score_func)
+    assert maps[1].isnan().all() and maps[[0, 2]].isfinite().all()
+
+
+class Bounded(nn.Module):
+    """An identity layer whose infinite activations leave the output finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Identity()
+
+    def forward(self, image):
+        return torch.tanh(self.layer(image)).sum((1, 2))[:, None]
+
+
+def test_one_infinite_activation_makes_the_whole_map_nan():
+    net = Bounded()
+    inputs = example([1, 2, torch.inf], [2, 0, 1])
+    inputs = torch.cat([inputs, example([1, 2, 3], [2, 0, 1])])
+    with pytest.warns(UserWarning, match=r"ReciproCAM: .* examples \[0\] are NaN"):
+        maps = ReciproCAM(net, net.layer).attribute(inputs)
+    assert maps[0].isnan().all() and maps[1].isfinite().all()
 
 
 def test_an_example_that_is_not_finite_is_all_nan_and_named():

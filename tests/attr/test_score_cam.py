@@ -164,6 +164,16 @@ def test_the_size_of_a_chunk_changes_nothing(cam, perturbations):
 
 
 @every_cam
+def test_progress_is_shown_if_asked_and_no_more(cam, capsys):
+    net, inputs = Case().build(3)
+    method = cam(net, net.layer)
+    method.attribute(inputs, target=0)
+    assert capsys.readouterr().err == ""
+    method.attribute(inputs, target=0, show_progress=True)
+    assert cam.__name__ in capsys.readouterr().err
+
+
+@every_cam
 def test_a_map_does_not_depend_on_its_batch(cam):
     net, inputs = with_a_dead_channel(Case(), 3)
     method = cam(net, net.layer)

@@ -10,7 +10,13 @@ from nets import CASES, Case
 from reference import Model, masked, min_max, resize, union
 from torch import nn
 
-from captum_unioncam import DenoisedGradCAM, RegionCAM, UnionCAM, UnionCAMDetails
+from captum_unioncam import (
+    DenoisedGradCAM,
+    RegionCAM,
+    UnionCAM,
+    UnionCAMDetails,
+    _maps,
+)
 
 TOLERANCE = {"rtol": 0, "atol": 1e-6}
 
@@ -437,3 +443,19 @@ def test_refuses_a_scoring_func_that_is_no_function(cam):
     net, _ = Case().build(0)
     with pytest.raises(TypeError, match="`scoring_func` must be a callable or None, g"):
         cam(net, net.layer, scoring_func="fast")
+
+
+def test_without_selection_the_fused_map_is_kept():
+    for seed in range(6):
+        net, inputs = Case().build(seed)
+        cam = UnionCAM(net, net.layer)
+        attributions, details = cam.attribute(
+            inputs, target=1, select=False, return_details=True
+        )
+        assert torch.equal(attributions, _maps.min_max(details.fused_map))
+        selected = cam.attribute(inputs, target=1)
+        same = (selected == attributions).flatten(1).all(1)
+        assert torch.equal(same | ~details.fused_selected, torch.ones(3).bool())
+        if not details.fused_selected.all():
+            return
+    pytest.fail("no seed selects a region map")

@@ -6,7 +6,11 @@ import torch
 from nets import CASES
 from reference import Model, masked
 
-from captum_unioncam.metrics import confidence_kept
+from captum_unioncam.metrics import (
+    confidence_drop,
+    confidence_increase,
+    confidence_kept,
+)
 
 
 def total(image):
@@ -23,6 +27,24 @@ def test_kept_is_the_share_of_a_sum_under_the_mask():
     assert kept.tolist() == pytest.approx([7 / 12, 1.5 / 4])
 
 
+def test_drop_and_increase_follow_from_the_scores():
+    # Kept: 7 of 12, and (1 * 8 - 2) of 6: a drop of 5 / 12, and an increase.
+    inputs = torch.tensor([[[4.0, 2, 6]], [[8, -2, 0]], [[1, 1, 1]]])
+    maps = torch.tensor([[[-1.0, 0, 1]], [[9, 5, 5]], [[0, 1, 2]]])
+    assert confidence_kept(total, inputs, maps).tolist() == pytest.approx(
+        [7 / 12, 8 / 6, 0.5]
+    )
+    drop = confidence_drop(total, inputs, maps)
+    assert drop.tolist() == pytest.approx([5 / 12, 0, 0.5])
+    assert confidence_increase(total, inputs, maps).tolist() == [0, 1, 0]
+
+
+def test_an_equal_score_is_no_increase():
+    inputs, maps = torch.tensor([[[0.0, 3]]]), torch.tensor([[[0.0, 1]]])
+    assert confidence_increase(total, inputs, maps).tolist() == [0]
+    assert confidence_drop(total, inputs, maps).tolist() == [0]
+
+
 def test_a_mask_of_zero_shows_the_baseline():
     # 0 * 4 + .5 * 2 + 1 * 6 = 7, and the baseline shows 1 * 3 + .5 * 3 = 4.5 more.
     inputs, maps = torch.tensor([[[4.0, 2, 6]]]), torch.tensor([[[-1.0, 0, 1]]])
@@ -37,6 +59,12 @@ def test_degenerate_maps_and_scores_are_defined():
     kept = confidence_kept(total, inputs, maps)
     assert kept[:2].tolist() == pytest.approx([0.5, 0])
     assert kept[2:].isnan().all()
+    drop = confidence_drop(total, inputs, maps)
+    assert drop[:2].tolist() == pytest.approx([0.5, 1])
+    assert drop[2:].isnan().all()
+    increase = confidence_increase(total, inputs, maps)
+    assert increase[:2].tolist() == [0, 0] and increase[2].isnan()
+    assert increase[3] == 0  # -.5 is not more than 0
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -1,0 +1,242 @@
+"""Images to evaluate on: folders, ImageNet and VOC 2007, read without giving up.
+
+An image that cannot be read becomes an item with the reason, so that a run goes on.
+"""
+
+import textwrap
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+
+from captum_unioncam.evaluation.config import DataError
+
+# Models crop to a square after they bring the shorter side to some 256 pixels: a very
+# long image would take a lot of memory, and show next to nothing.
+LARGEST_ASPECT = 50
+
+REASON_LENGTH = 160
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image of a data set, by its file.
+
+    Attributes:
+        name (str): Path in the data set, which identifies the image.
+        path (str): The file.
+        label (str or int or None): Name or index of the class, if it is known.
+        annotation (str or None): VOC's file of boxes.
+    """
+
+    name: str
+    path: str
+    label: str | int | None = None
+    annotation: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image as the model sees it, or the reason why there is none.
+
+    Attributes:
+        index (int): Place in the data set.
+        name (str): Name of the image.
+        inputs (Tensor or None): (C, H, W).
+        label (str or int or None): Name or index of the class, if it is known.
+        masks (Tensor or None): The inside of each box, bool, (boxes, H, W); None for
+            data sets without boxes.
+        error (str or None): Why there is no image.
+    """
+
+    index: int
+    name: str
+    inputs: Tensor | None = None
+    label: str | int | None = None
+    masks: Tensor | None = None
+    error: str | None = None
+
+
+class Images(Dataset[Item]):
+    """The images of a data set, as a model sees them.
+
+    Args:
+        entries (Sequence[Entry]): The images.
+        preprocess (Callable): From a PIL image to the model's input, (C, H, W).
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], preprocess: Callable[[Image.Image], Tensor]
+    ) -> None:
+        self.entries = entries
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Item:
+        entry = self.entries[index]
+        try:
+            image = read_image(entry.path)
+            inputs = self.preprocess(image)
+            masks = None
+            if entry.annotation is not None:
+                boxes = _voc_boxes(entry.annotation)
+                masks = self._shown_boxes(image.size, boxes, inputs)
+        # Whatever the decoders, the annotation or the transforms raise.
+        except Exception as error:
+            return Item(index, entry.name, error=one_line(error))
+        return Item(index, entry.name, inputs, entry.label, masks)
+
+    def _shown_boxes(
+        self, size: tuple[int, int], boxes: Sequence[Box], inputs: Tensor
+    ) -> Tensor:
+        """Returns where each box is once the model's transforms are done.
+
+        A white rectangle on black goes through the same transforms as the image.
+        """
+        black = self.preprocess(Image.new("RGB", size))
+        masks = inputs.new_zeros(len(boxes), *inputs.shape[1:], dtype=torch.bool)
+        white = self.preprocess(Image.new("RGB", size, "white"))
+        for mask, box in zip(masks, boxes, strict=True):
+            drawn = Image.new("RGB", size)
+            drawn.paste((255, 255, 255), box)
+            share = (self.preprocess(drawn) - black) / (white - black)
+            mask.copy_(share.mean(0) > 0.5)
+        return masks
+
+
+def open_data(spec: str) -> list[Entry]:
+    """Lists the images of a data set, in a fixed order.
+
+    Args:
+        spec (str): ``imagefolder:DIR``, a folder of images, or of one folder for each
+            class; ``imagenet:DIR``, the validation images in torchvision's layout;
+            ``voc2007:DIR``, the test images with boxes in torchvision's layout.
+
+    Raises:
+        DataError: If there is no such data set, or no image in it.
+    """
+    kind, _, folder = spec.partition(":")
+    if kind not in SOURCES or not folder:
+        known = ", ".join(f"{name}:DIR" for name in SOURCES)
+        raise DataError(f"`data` must be one of {known}, got {spec!r}")
+    if not Path(folder).is_dir():
+        raise DataError(f"`data`: there is no folder {folder!r}")
+    try:
+        entries = SOURCES[kind](Path(folder))
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"`data`: {spec} cannot be read ({one_line(error)})") from error
+    if not entries:
+        extensions = ", ".join(IMG_EXTENSIONS)
+        raise DataError(f"`data`: there is no image ({extensions}) in {folder!r}")
+    return entries
+
+
+def _image_folder(root: Path) -> list[Entry]:
+    """Images of one folder, which have no label, or of a folder for each class."""
+    if any(path.is_dir() for path in root.iterdir()):
+        folders = datasets.ImageFolder(str(root), allow_empty=True)
+        return [
+            Entry(Path(path).relative_to(root).as_posix(), path, folders.classes[label])
+            for path, label in folders.samples
+        ]
+    files = sorted(path for path in root.iterdir() if path.is_file())
+    return [
+        Entry(path.name, str(path))
+        for path in files
+        if has_file_allowed_extension(path.name, IMG_EXTENSIONS)
+    ]
+
+
+def _imagenet(root: Path) -> list[Entry]:
+    samples = datasets.ImageNet(str(root), split="val").samples
+    return [
+        Entry(Path(path).relative_to(root).as_posix(), path, label)
+        for path, label in samples
+    ]
+
+
+def _voc2007(root: Path) -> list[Entry]:
+    data = datasets.VOCDetection(str(root), year="2007", image_set="test")
+    return [
+        Entry(Path(image).name, image, annotation=annotation)
+        for image, annotation in zip(data.images, data.annotations, strict=True)
+    ]
+
+
+SOURCES: dict[str, Callable[[Path], list[Entry]]] = {
+    "imagefolder": _image_folder,
+    "imagenet": _imagenet,
+    "voc2007": _voc2007,
+}
+
+
+def _voc_boxes(annotation: str) -> list[Box]:
+    """Returns the boxes of an annotation: x0, y0, x1, y1, the ends exclusive."""
+    root = ElementTree.parse(annotation).getroot()
+    parsed: Any = datasets.VOCDetection.parse_voc_xml(root)
+    objects = parsed["annotation"].get("object", [])
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    boxes = [[round(float(o["bndbox"][c])) for c in corners] for o in objects]
+    # VOC counts pixels from 1, and includes both ends.
+    return [(x0 - 1, y0 - 1, x1, y1) for x0, y0, x1, y1 in boxes]
+
+
+def read_image(path: str) -> Image.Image:
+    """Reads an image file as RGB, upright.
+
+    Raises:
+        DataError: If it cannot be read, or is too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                if max(file.size) > LARGEST_ASPECT * min(file.size):
+                    raise DataError(
+                        f"{path} is {file.width} x {file.height} pixels; crop it to an "
+                        f"aspect ratio of at most {LARGEST_ASPECT}"
+                    )
+                return _rgb(ImageOps.exif_transpose(file))
+    except DataError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down first"
+        ) from error
+    except Exception as error:  # decoders raise whatever a broken file leads to
+        raise DataError(
+            f"{path} cannot be read as an image ({one_line(error)}); give a whole JPEG "
+            "or PNG file"
+        ) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Returns an image in 8-bit RGB: 16 bits scaled down, transparency over black."""
+    if image.mode.startswith("I;16"):  # which Pillow would clip
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.mode in ("F", "I"):
+        raise ValueError("it has 32 bits a pixel, of no known range")
+    if image.has_transparency_data:
+        black = Image.new("RGBA", image.size, "black")
+        image = Image.alpha_composite(black, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the first line of an error, in short."""
+    text = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
+    return textwrap.shorten(text.splitlines()[0], REASON_LENGTH, placeholder=" ...")

@@ -1,0 +1,70 @@
+"""One process or many: ranks, barriers, and shards without padding.
+
+The only user of torch.distributed. ``torchrun`` sets the environment that is read here;
+without it there is one process, and nothing is initialised.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as distributed
+
+Value = TypeVar("Value")
+
+# Ranks wait for the slowest one before the report.
+TIMEOUT = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a run.
+
+    Attributes:
+        rank (int): Number of this process, from 0.
+        world_size (int): Number of processes.
+        local_rank (int): Number of this process on its machine.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the report."""
+        return self.rank == 0
+
+    def shard(self, values: Sequence[Value]) -> Sequence[Value]:
+        """Returns this process's share: no value twice, and none left out."""
+        return values[self.rank :: self.world_size]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Returns the values of all processes, by rank. All wait for each other."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Value | None] = [None] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+
+@contextmanager
+def processes(cuda: bool) -> Iterator[Processes]:
+    """Joins the processes that torchrun started, for the time of the context."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Processes()
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    backend = "nccl" if cuda else "gloo"
+    distributed.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield Processes(distributed.get_rank(), world_size, local_rank)
+    finally:
+        distributed.destroy_process_group()

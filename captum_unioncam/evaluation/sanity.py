@@ -1,0 +1,319 @@
+"""Whether maps depend on what the model learned: the cascading randomization test.
+
+A method whose maps stay alike while the model's parameters are replaced by random ones
+shows the input, for instance its edges, and not what the model makes of it.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam._maps import at_least_float32
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The paper shows 17 blocks of Inception v3; fewer stages cost less.
+STAGES = 8
+
+# The modules' own seeds are drawn below this bound.
+SEEDS = 2**63 - 1
+
+LINE_STYLES = ("-", "--", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    r"""Returns the rank correlation of two maps of each example.
+
+    From -1 to 1: 1 for maps that order their positions alike, about 0 for unrelated
+    ones. Equal values share the average of their ranks. Signs count: no absolute value
+    is taken of the maps.
+
+    Args:
+        first (Tensor): A map for each example, (N, 1, *spatial), of any scale.
+        second (Tensor): Maps of the same shape, on the same device.
+
+    Returns:
+        *Tensor*, (N,), NaN where either map is flat or not finite.
+
+    Raises:
+        ValueError: If the maps are not (N, 1, *spatial), or their shapes differ.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.evaluation.sanity import spearman
+        >>> maps = torch.tensor([[[0.0, 1, 2, 7]], [[3, 3, 3, 3]]])
+        >>> spearman(maps, -maps)
+        tensor([-1., nan])
+    """
+    for name, maps in (("first", first), ("second", second)):
+        if maps.dim() < 3 or maps.shape[1] != 1:
+            raise ValueError(
+                f"`{name}` must have one map for each example, (N, 1, *spatial), got "
+                f"{tuple(maps.shape)}."
+            )
+    if first.shape != second.shape:
+        raise ValueError(
+            "`second` must have the shape of `first`, expected "
+            f"{tuple(first.shape)}, got {tuple(second.shape)}; resize one of them."
+        )
+    first, second = at_least_float32(first.detach()), at_least_float32(second.detach())
+    one, other = _centred_ranks(first), _centred_ranks(second)
+    squares = (one * one).sum(1) * (other * other).sum(1)
+    # A flat map has centred ranks of 0, and 0 / 0 is NaN.
+    correlation = ((one * other).sum(1) / squares.sqrt()).clamp(-1, 1)
+    finite = (first.isfinite() & second.isfinite()).flatten(1).all(1)
+    return torch.where(finite, correlation, torch.nan)
+
+
+def _centred_ranks(maps: Tensor) -> Tensor:
+    """Returns the ranks in [-1, 1] around their mean, ties averaged, (N, positions)."""
+    values = maps.flatten(1).contiguous()  # (N, positions)
+    ordered = values.sort(dim=1).values
+    below = torch.searchsorted(ordered, values)
+    not_above = torch.searchsorted(ordered, values, right=True)
+    # Equal values hold the ranks below + 1, ..., not_above. Twice their average, less
+    # positions + 1, which is twice the mean of all ranks, is a whole number: exact.
+    positions = values.shape[1]
+    return (below + not_above - positions).to(values.dtype) / positions
+
+
+def cascade(
+    model: Module, stages: int = STAGES, seed: int = 0
+) -> Iterator[tuple[str, Module]]:
+    r"""Yields copies of a model with more and more of its modules randomized.
+
+    The modules that own parameters are taken from the head, the last one registered,
+    down to the first, in ``stages`` groups of nearly equal size. A module draws its
+    parameters anew with its ``reset_parameters``, which also resets the running
+    statistics of a batch norm. Where it has none, each parameter is drawn from the
+    normal distribution with that parameter's mean and standard deviation.
+
+    Each copy is the caller's to keep: on the model's devices, in its mode (training or
+    eval), with its ``requires_grad``. The model and the global random state stay as
+    they are. A module draws the same values on every device and for every number of
+    stages.
+
+    Reference: Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018,
+    arXiv:1810.03292, the cascading randomization of model parameters.
+
+    Note: Parameters that are shared by modules, such as tied weights, change with the
+    highest of them. A parameter whose entries are all equal is not changed by drawing,
+    as its standard deviation is 0. A norm without parameters keeps its statistics.
+
+    Args:
+        model (Module): The trained model.
+        stages (int, optional): Number of copies; a model with fewer modules that own
+            parameters gives as many as these. Default: 8
+        seed (int, optional): Seed of the random parameters. Default: 0
+
+    Yields:
+        *tuple[str, Module]*: The dotted name of the lowest module randomized so far,
+        empty for the model itself, and the copy.
+
+    Raises:
+        ValueError: If ``stages`` is not positive, or the model has no parameters.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.evaluation.sanity import cascade
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+        ...     torch.nn.Linear(16, 2),
+        ... )
+        >>> [name for name, copy in cascade(net, stages=8, seed=0)]
+        ['3', '0']
+    """
+    if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
+        raise ValueError(f"`stages` must be a positive int, got {stages!r}.")
+    # On the CPU, whose random numbers do not depend on the accelerator, and whose
+    # generator is then the only one to fork.
+    random = copy.deepcopy(model).cpu()
+    owners = [
+        (name, module)
+        for name, module in random.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ][::-1]
+    if not owners:
+        raise ValueError("`model` must have parameters to randomize, got none.")
+    stages = min(stages, len(owners))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    done = 0
+    for stage in range(1, stages + 1):
+        group = owners[done : len(owners) * stage // stages]
+        # Nothing is forked or seeded while the caller has its turn.
+        for _, module in group:
+            draw = torch.randint(SEEDS, (), generator=generator, device="cpu")
+            _randomize(module, int(draw))
+        done += len(group)
+        yield group[-1][0], _with_values(model, random)
+
+
+def _randomize(module: Module, seed: int) -> None:
+    """Replaces the module's own parameters, on the CPU, by random ones."""
+    reset = getattr(module, "reset_parameters", None)
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        # torch.manual_seed would seed the accelerators too.
+        torch.default_generator.manual_seed(seed)
+        if callable(reset):
+            reset()
+            return
+        for parameter in module.parameters(recurse=False):
+            mean, deviation = parameter.mean(), parameter.std(correction=0)
+            parameter.copy_(mean + deviation * torch.randn_like(parameter))
+
+
+def _with_values(model: Module, source: Module) -> Module:
+    """Returns a copy of the model with the parameters and buffers of another one."""
+    copied = copy.deepcopy(model)
+    tensors, values = (
+        itertools.chain(module.parameters(), module.buffers())
+        for module in (copied, source)
+    )
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
+    return copied
+
+
+def randomization_curves(
+    model: Module,
+    layer_name: str,
+    explain: Callable[[Module, Module], Tensor],
+    stages: int = STAGES,
+    seed: int = 0,
+) -> list[tuple[str, Tensor]]:
+    r"""Returns how alike maps stay as the model is randomized from the head down.
+
+    The rank correlation of the trained model's maps with those of each copy that
+    :func:`cascade` yields. Lower is better: a method that explains the model loses its
+    map with the model's parameters, and one that stays near 1 fails the test.
+
+    Reference: Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018,
+    arXiv:1810.03292, the cascading randomization of model parameters.
+
+    Cost: the maps of the batch, ``stages`` + 1 times, and three models in memory.
+
+    Args:
+        model (Module): The trained model, in eval mode.
+        layer_name (str): Dotted name of the layer to explain, the same in each copy.
+        explain (Callable): From a model and its layer to maps, (N, 1, *spatial). It
+            explains the same inputs and targets at each call: pick the targets
+            beforehand, since a randomized model predicts other classes.
+        stages (int, optional): As in :func:`cascade`. Default: 8
+        seed (int, optional): As in :func:`cascade`. Default: 0
+
+    Returns:
+        *list[tuple[str, Tensor]]*: "trained" and ones, then the name and the
+        correlations, (N,), of each stage; NaN where the map of the trained model or of
+        the copy is flat or not finite.
+
+    Raises:
+        ValueError: If the model has no such layer, or as in :func:`cascade` and
+            :func:`spearman`.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum.attr import LayerGradCam
+        >>> from captum_unioncam.evaluation.sanity import randomization_curves
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+        ...     torch.nn.Linear(16, 2),
+        ... ).eval()
+        >>> inputs = torch.rand(3, 1, 4, 4)
+        >>> def explain(model, layer):
+        ...     return LayerGradCam(model, layer).attribute(inputs, target=1)
+        >>> curves = randomization_curves(net, "1", explain)
+        >>> [(name, tuple(values.shape)) for name, values in curves]
+        [('trained', (3,)), ('3', (3,)), ('0', (3,))]
+    """
+    trained = explain(model, _layer(model, layer_name))
+    ones = at_least_float32(trained.new_ones(len(trained)))
+    curves = [("trained", ones)]
+    for name, randomized in cascade(model, stages, seed):
+        maps = explain(randomized, _layer(randomized, layer_name))
+        curves.append((name, spearman(trained, maps)))
+    return curves
+
+
+def _layer(model: Module, name: str) -> Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(
+            f"`layer_name` must be the dotted name of a module of the model, got "
+            f"{name!r} ({error}); see model.named_modules()."
+        ) from error
+
+
+def sanity_figure(curves: Mapping[str, list[tuple[str, float]]]) -> "Figure":
+    r"""Draws the mean rank correlation of each method over the stages.
+
+    Args:
+        curves (Mapping[str, list[tuple[str, float]]]): For each method, the stages and
+            the mean over the examples of :func:`randomization_curves`. All methods
+            have the same stages. NaN leaves a gap.
+
+    Returns:
+        *matplotlib.figure.Figure*, not shown.
+
+    Raises:
+        ValueError: If the methods have different stages.
+
+    Examples::
+
+        >>> from captum_unioncam.evaluation.sanity import sanity_figure
+        >>> curves = {"GradCAM": [("trained", 1.0), ("head", 0.4), ("features", 0.1)]}
+        >>> sanity_figure(curves).axes[0].get_ylabel()
+        'mean rank correlation (lower is better)'
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    stages = [name for name, _ in next(iter(curves.values()), [])]
+    for method, points in curves.items():
+        if [name for name, _ in points] != stages:
+            raise ValueError(
+                "`curves` must have the same stages for each method, expected "
+                f"{stages}, got {[name for name, _ in points]} for {method!r}."
+            )
+    height = max(5, 0.26 * len(curves) + 1)
+    figure = Figure(figsize=(max(7.5, 0.6 * len(stages) + 3), height))
+    figure.set_layout_engine("constrained")
+    axis = figure.add_subplot()
+    axis.axhline(0, color="0.6", linewidth=0.8)
+    colours = colormaps["tab10"]
+    for index, (method, points) in enumerate(curves.items()):
+        # Colours return after ten methods, together with another line and marker.
+        axis.plot(
+            range(len(stages)),
+            [value for _, value in points],
+            label=method,
+            color=colours(index % colours.N),
+            linestyle=LINE_STYLES[index // colours.N % len(LINE_STYLES)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4.5,
+            linewidth=1.4,
+        )
+    # The model itself, which may own parameters, has an empty name.
+    labels = [name or "(model)" for name in stages]
+    axis.set_xticks(range(len(stages)), labels)
+    axis.tick_params(axis="x", labelrotation=40)
+    for label in axis.get_xticklabels():
+        label.set(horizontalalignment="right", rotation_mode="anchor")
+    axis.set_ylim(top=1.05)
+    axis.set_xlabel("randomized from the head down to")
+    axis.set_ylabel("mean rank correlation (lower is better)")
+    axis.grid(axis="y", alpha=0.3)
+    if curves:
+        figure.legend(loc="outside right upper", fontsize="small")
+    return figure

@@ -1,0 +1,187 @@
+"""How the score grows or falls as pixels come or go in the order of the map."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_unioncam._captum import ModelCall, TargetType, attribution_method
+from captum_unioncam._maps import gaussian_blur, upsample
+from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
+from captum_unioncam.metrics.confidence import checked_maps
+
+# Of the image that insertion starts from: the authors' code, a kernel of 11 entries.
+BLUR_SIGMA = 5.0
+BLUR_RADIUS = 5
+
+STEPS = 100
+
+
+@attribution_method
+def insertion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor,
+    target: TargetType = None,
+    baselines: Baselines = None,
+    additional_forward_args: object = None,
+    *,
+    steps: int = STEPS,
+    score_func: ScoreFunc | None = None,
+    perturbations_per_eval: int | None = None,
+    return_curve: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Returns the area under the score as pixels are shown, the most important first.
+
+    Whole pixels, over all channels, replace a blurred image in the order of the map;
+    the score is taken after each of ``steps`` equal shares of them. The area is by the
+    trapezoid rule over the fraction shown, from 0 to 1. More is better, from 0 to 1 for
+    confidences.
+
+    Reference: Petsiuk, Das and Saenko, RISE, BMVC 2018, arXiv:1806.07421.
+
+    Note: Pixels of equal importance come in a fixed random order, which favours no
+    place, and is the same for every map of a size.
+
+    Cost: ``steps`` + 2 forward passes of the batch (1 more for a single example), in
+    chunks.
+
+    Args:
+        forward_func (Callable or torch.nn.Module): The model, or any function of the
+            inputs that runs it.
+        inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first. Every input of
+            the map's rank gains its pixels, at its own size.
+        attributions (Tensor): A map for each example, (N, 1, *size), of the layer's or
+            the input's size and of any scale; it is resized to the input.
+        target (int, tuple, Tensor or list, optional): Output index, in the forms of
+            :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+        baselines (Tensor, int, float, or tuple of them, optional): What a pixel shows
+            before it is inserted. Default: None, which is the blurred input
+        additional_forward_args (Any, optional): Further arguments of the model.
+            Default: None
+        steps (int, optional): Points of the curve after the first. Default: 100
+        score_func (Callable, optional): From the output to scores of the same shape.
+            Default: None, which is softmax, as in :class:`UnionCAM`
+        perturbations_per_eval (int, optional): Points for each example in one forward
+            pass; the result does not depend on it. Default: None
+        return_curve (bool, optional): Return the scores too. Default: False
+
+    Returns:
+        *Tensor*, (N,), NaN where the map is not finite. With ``return_curve=True``,
+        also the scores at the fractions 0, 1 / steps, ..., 1: (N, steps + 1).
+
+    Raises:
+        ValueError: If ``attributions`` are not (N, 1, *size), ``steps`` is not
+            positive, or as in :meth:`ScoreCAM.attribute`.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.metrics import insertion
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2))
+        >>> maps = torch.rand(3, 1, 4, 4)
+        >>> insertion(net, torch.rand(3, 1, 8, 8), maps, target=1, steps=8).shape
+        torch.Size([3])
+    """
+    call = ModelCall.prepare(forward_func, inputs, target, additional_forward_args)
+    maps = checked_maps(attributions, call.batch_size)
+    if baselines is None:
+        baselines = tuple(
+            (
+                gaussian_blur(inp, BLUR_SIGMA, BLUR_RADIUS)
+                if inp.dim() == maps.dim()
+                else 0
+            )
+            for inp in call.inputs
+        )
+    scorer = _scorer(call, maps, baselines, steps, score_func, perturbations_per_eval)
+    curve = _curve(scorer, maps, steps, inserting=True)
+    return (_area(curve), curve) if return_curve else _area(curve)
+
+
+@attribution_method
+def deletion(
+    forward_func: Callable[..., Any],
+    inputs: Tensor | tuple[Tensor, ...],
+    attributions: Tensor,
+    target: TargetType = None,
+    baselines: Baselines = None,
+    additional_forward_args: object = None,
+    *,
+    steps: int = STEPS,
+    score_func: ScoreFunc | None = None,
+    perturbations_per_eval: int | None = None,
+    return_curve: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Returns the area under the score as pixels are removed, most important first.
+
+    As :func:`insertion`, from the whole input to ``baselines`` (default 0). Less is
+    better, from 0 to 1 for confidences. The cost, the arguments, the result and the
+    errors are those of :func:`insertion`.
+
+    Reference: Petsiuk, Das and Saenko, RISE, BMVC 2018, arXiv:1806.07421.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.metrics import deletion
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2))
+        >>> maps = torch.rand(3, 1, 4, 4)
+        >>> deletion(net, torch.rand(3, 1, 8, 8), maps, target=1, steps=8).shape
+        torch.Size([3])
+    """
+    call = ModelCall.prepare(forward_func, inputs, target, additional_forward_args)
+    maps = checked_maps(attributions, call.batch_size)
+    scorer = _scorer(call, maps, baselines, steps, score_func, perturbations_per_eval)
+    curve = _curve(scorer, maps, steps, inserting=False)
+    return (_area(curve), curve) if return_curve else _area(curve)
+
+
+def _scorer(
+    call: ModelCall,
+    maps: Tensor,
+    baselines: Baselines,
+    steps: int,
+    score_func: ScoreFunc | None,
+    perturbations_per_eval: int | None,
+) -> MaskScorer:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"`steps` must be a positive int, got {steps!r}.")
+    return MaskScorer(call, maps.dim(), baselines, score_func, perturbations_per_eval)
+
+
+def _curve(scorer: MaskScorer, maps: Tensor, steps: int, inserting: bool) -> Tensor:
+    """Returns the scores as pixels come or go, (N, steps + 1)."""
+    finite = maps.isfinite().flatten(1).all(1, keepdim=True)
+    ranks = {size: _ranks(maps, size) for size in dict.fromkeys(scorer.mask_sizes)}
+
+    def masks(rows: Tensor, columns: Tensor, turn: int, size: Sequence[int]) -> Tensor:
+        places = ranks[tuple(size)][rows]  # (P, pixels)
+        counts = (columns * places.shape[1] / steps).round()
+        touched = places < counts[:, None]
+        shown = touched if inserting else ~touched
+        return shown.view(-1, 1, *size).to(maps.dtype)
+
+    # The reference shows nothing, which is one end of the curve.
+    keep = finite.repeat(1, steps + 1)
+    keep[:, 0 if inserting else steps] = False
+    scores = scorer.score_masks(keep, masks)
+    return torch.where(finite, scores, torch.nan)
+
+
+def _ranks(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Returns the place of each pixel in falling order of the map, (N, pixels)."""
+    values = upsample(maps, size).flatten(1)
+    shuffled = torch.randperm(
+        values.shape[1], generator=torch.Generator().manual_seed(0)
+    )
+    shuffled = shuffled.to(values.device)
+    order = values[:, shuffled].argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(values.shape[1], device=values.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, shuffled[order], places)
+
+
+def _area(curve: Tensor) -> Tensor:
+    """Returns the area over the fraction from 0 to 1 by the trapezoid rule, (N,)."""
+    return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)

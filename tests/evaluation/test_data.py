@@ -1,0 +1,161 @@
+"""Data sets: what is listed, read, and recorded as unreadable."""
+
+import numpy as np
+import pytest
+import torch
+from folders import messy_folder, picture, voc_folder
+from PIL import Image
+from skimage.data import chelsea
+from torchvision import transforms
+
+from captum_unioncam.evaluation.config import DataError
+from captum_unioncam.evaluation.data import Images, open_data, read_image
+
+PREPROCESS = transforms.Compose(
+    [
+        transforms.Resize(64),
+        transforms.CenterCrop(64),
+        transforms.ToTensor(),
+        transforms.Normalize([0.5] * 3, [0.25] * 3),
+    ]
+)
+
+
+def test_every_file_of_a_messy_folder_is_an_image_or_a_reason(tmp_path):
+    broken = messy_folder(tmp_path)
+    images = Images(open_data(f"imagefolder:{tmp_path}"), PREPROCESS)
+    items = [images[i] for i in range(len(images))]
+    assert [item.index for item in items] == list(range(8))
+    assert sorted(item.name for item in items if item.error) == broken
+    for item in items:
+        if item.error:
+            assert item.inputs is None and "cannot be read as an image" in item.error
+            assert str(tmp_path) not in item.error.partition("cannot")[2]
+        else:
+            assert item.inputs.shape == (3, 64, 64) and item.label is None
+
+
+def test_folders_are_classes(tmp_path):
+    for name in ("tabby", "tiger cat"):
+        (tmp_path / name).mkdir()
+        picture().save(tmp_path / name / "one.png")
+    entries = open_data(f"imagefolder:{tmp_path}")
+    assert [(e.name, e.label) for e in entries] == [
+        ("tabby/one.png", "tabby"),
+        ("tiger cat/one.png", "tiger cat"),
+    ]
+
+
+def test_imagenet_is_in_torchvisions_layout(tmp_path):
+    wnids = {"n01": ("tench", "Tinca tinca"), "n02": ("goldfish",)}
+    torch.save((wnids, []), tmp_path / "meta.bin")
+    for wnid in wnids:
+        (tmp_path / "val" / wnid).mkdir(parents=True)
+        picture().save(tmp_path / "val" / wnid / "image.JPEG")
+    entries = open_data(f"imagenet:{tmp_path}")
+    assert [(e.name, e.label) for e in entries] == [
+        ("val/n01/image.JPEG", 0),
+        ("val/n02/image.JPEG", 1),
+    ]
+
+
+def test_boxes_of_voc_go_through_the_models_transforms(tmp_path):
+    # 96 x 64 is cropped by 16 on the left and on the right. VOC counts from 1 and
+    # includes both ends: the first box is x 20..39, y 10..29; the second is cut off.
+    voc_folder(tmp_path, [(21, 11, 40, 30), (1, 1, 20, 64)])
+    (entry,) = entries = open_data(f"voc2007:{tmp_path}")
+    assert entry.name == "000001.jpg" and entry.label is None
+    item = Images(entries, PREPROCESS)[0]
+    assert item.error is None and item.masks.shape == (2, 64, 64)
+    expected = torch.zeros(2, 64, 64, dtype=torch.bool)
+    expected[0, 10:30, 4:24] = True
+    expected[1, :, :4] = True
+    assert torch.equal(item.masks, expected)
+
+
+def test_an_image_without_boxes_has_none(tmp_path):
+    voc_folder(tmp_path, [])
+    item = Images(open_data(f"voc2007:{tmp_path}"), PREPROCESS)[0]
+    assert item.error is None and item.masks.shape == (0, 64, 64)
+
+
+def test_a_broken_annotation_is_a_reason(tmp_path):
+    voc_folder(tmp_path, [])
+    path = tmp_path / "VOCdevkit/VOC2007/Annotations/000001.xml"
+    path.write_text("<annotation>")
+    item = Images(open_data(f"voc2007:{tmp_path}"), PREPROCESS)[0]
+    assert item.inputs is None and item.error
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("imagefolder", "must be one of imagefolder:DIR, imagenet:DIR, voc2007:DIR"),
+        ("folder:.", "must be one of .* got 'folder:.'"),
+        ("imagefolder:", "must be one of"),
+        ("imagefolder:{}/none", "there is no folder"),
+        ("imagefolder:{}", "there is no image .*.jpg"),
+        ("imagenet:{}", "cannot be read"),
+        ("voc2007:{}", "cannot be read"),
+    ],
+)
+def test_refuses_what_is_no_data_set(tmp_path, spec, message):
+    with pytest.raises(DataError, match=message):
+        open_data(spec.format(tmp_path))
+
+
+@pytest.mark.parametrize("keep", [0, 20, 3000])
+@pytest.mark.parametrize("format", ["png", "jpeg"])
+def test_a_broken_image_is_refused(tmp_path, format, keep):
+    path = tmp_path / f"broken.{format}"
+    Image.fromarray(chelsea()).save(path, format=format)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        read_image(str(path))
+
+
+def test_a_very_long_image_is_refused(tmp_path):
+    Image.new("1", (20000, 1)).save(tmp_path / "long.png")
+    with pytest.raises(DataError, match="is 20000 x 1 pixels; crop it to an aspect"):
+        read_image(str(tmp_path / "long.png"))
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_an_image_of_no_known_range_is_refused(tmp_path, mode):
+    Image.new(mode, (9, 9)).save(tmp_path / "image.tif")
+    with pytest.raises(DataError, match="it has 32 bits a pixel"):
+        read_image(str(tmp_path / "image.tif"))
+
+
+def test_transparency_shows_black(tmp_path):
+    Image.new("RGBA", (9, 9), (200, 100, 50, 51)).save(tmp_path / "glass.png")
+    image = read_image(str(tmp_path / "glass.png"))
+    assert image.getpixel((4, 4)) == (40, 20, 10)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "1", "I;16", "I;16B"])
+def test_every_kind_of_image_is_read_as_rgb(tmp_path, mode):
+    original = Image.fromarray(chelsea())
+    if mode.startswith("I;16"):
+        grey = np.asarray(original.convert("L")).astype(np.uint16) * 256
+        if mode == "I;16B":
+            grey = grey.astype(">u2")
+        stored = Image.frombytes(mode, original.size, grey.tobytes())
+    else:
+        stored = original.convert(mode)
+    path = tmp_path / ("image.tif" if mode in ("CMYK", "I;16B") else "image.png")
+    stored.save(path)
+    image = read_image(str(path))
+    assert (image.mode, image.size) == ("RGB", (451, 300))
+    # A grey copy keeps the brightness; only the two-valued one is far from it.
+    error = np.abs(
+        np.asarray(image.convert("L"), float) - np.asarray(original.convert("L"), float)
+    ).mean()
+    assert error < (128 if mode == "1" else 12)
+
+
+def test_an_image_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(str(tmp_path / "turned.jpg")).size == (20, 40)
