@@ -302,9 +302,11 @@ class LayerCall(ModelCall):
             if seen[device] < runs:
                 return None
             tensors = inp if out is None else out
-            if not isinstance(tensors, tuple):
+            if not isinstance(tensors, tuple | list):
                 return by_device[device]
-            return (*tensors[:place], by_device[device], *tensors[place + 1 :])
+            parts = [*tensors[:place], by_device[device], *tensors[place + 1 :]]
+            made: Any = getattr(tensors, "_make", type(tensors))  # a namedtuple's
+            return made(parts)
 
         with self._hooked(replaced):
             return self.run(inputs, args)

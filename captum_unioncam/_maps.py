@@ -108,7 +108,8 @@ def gaussian_blur(maps: Tensor, sigma: float, radius: int) -> Tensor:
         sources = torch.where(sources < length, sources, period - sources)
         weights = values.new_zeros(length, length)  # from sources (columns) to places
         weights.scatter_add_(1, sources, (kernel / kernel.sum()).expand(length, -1))
-        values = (values.movedim(dim, -1) @ weights.T).movedim(-1, dim)
+        with torch.autocast(values.device.type, enabled=False):
+            values = (values.movedim(dim, -1) @ weights.T).movedim(-1, dim)
     return values
 
 

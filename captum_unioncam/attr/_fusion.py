@@ -49,10 +49,10 @@ def contribution_weights(gains: Tensor) -> Tensor:
     """Turns score contributions into weights of a sum of 1, (N, M).
 
     Dekdegue et al. 2026 divide the contributions by their sum. A negative one counts as
-    0, because a sum near zero or below would invert a map; where none is positive, all
-    weights are equal.
+    0, because a sum near zero or below would invert a map, and so does one that is no
+    more than the rounding of confidences; where none is left, all weights are equal.
     """
-    positive = gains.clamp(min=0)
+    positive = torch.where(gains > torch.finfo(gains.dtype).eps, gains, 0)
     total = positive.sum(1, keepdim=True)
     return torch.where(total > 0, positive / total, 1 / gains.shape[1])
 

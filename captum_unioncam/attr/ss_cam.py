@@ -83,14 +83,18 @@ class SSCAM(ScoreCAM):
                 f"`generator` must be a torch.Generator or None, got {generator!r}."
             )
 
+        noise: Noise = {}  # by size of the mask
+
         def noisy(sizes: MaskSizes) -> Sequence[MaskVariant]:
-            noise = {
-                size: std
-                * torch.randn(
-                    num_samples, *size, generator=generator, device=generator.device
-                )
-                for size in dict.fromkeys(sizes)
-            }
+            for size in sizes:
+                if size not in noise:
+                    noise[size] = std * torch.randn(
+                        num_samples,
+                        *size,
+                        generator=generator,
+                        device=generator.device,
+                        dtype=torch.float32,
+                    )
             return [
                 partial(_add_noise, noise=noise, sample=i) for i in range(num_samples)
             ]
