@@ -26,12 +26,17 @@ from torch.nn import Module
 
 from captum_unioncam import UnionCAM, UnionCAMDetails, __version__
 from captum_unioncam._scoring import confidence
-from captum_unioncam.evaluation import METHODS, Method, methods_table
+from captum_unioncam.evaluation import (
+    METHODS,
+    EvaluationConfig,
+    Method,
+    methods_table,
+    metrics_table,
+)
 from captum_unioncam.evaluation.config import (
     PRESETS,
     ConfigError,
     DataError,
-    EvaluationConfig,
 )
 from captum_unioncam.evaluation.rows import strict_json, write_whole
 from captum_unioncam.metrics import confidence_kept
@@ -154,14 +159,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json", metavar="FILE|-", help="write the result as JSON, - for stdout")
     _add_evaluate(commands)
-    methods = commands.add_parser(
-        "methods",
-        help="list the methods",
-        description="Prints the table of all methods, in Markdown.",
-        allow_abbrev=False,
-    )
-    methods.set_defaults(run=lambda options: print(methods_table()))
+    for name, table in (("methods", methods_table), ("metrics", metrics_table)):
+        listing = commands.add_parser(
+            name,
+            help=f"list the {name}",
+            description=f"Prints the table of all {name}, in Markdown.",
+            allow_abbrev=False,
+        )
+        listing.set_defaults(run=_print_table, table=table)
     return parser
+
+
+def _print_table(options: argparse.Namespace) -> None:
+    print(options.table())
 
 
 def _add_evaluate(commands: Any) -> None:

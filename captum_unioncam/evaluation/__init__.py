@@ -1,5 +1,25 @@
-"""Methods by name, and what it takes to compare them."""
+"""Methods and metrics by name, and an evaluation of them on many images.
 
-from captum_unioncam.evaluation.registry import METHODS, Method, methods_table
+:func:`captum_unioncam.evaluation.runner.evaluate` runs it; its module is imported when
+it is needed, because it takes torchvision and matplotlib with it.
+"""
 
-__all__ = ["METHODS", "Method", "methods_table"]
+from captum_unioncam.evaluation.config import EvaluationConfig
+from captum_unioncam.evaluation.registry import (
+    METHODS,
+    METRICS,
+    Method,
+    Metric,
+    methods_table,
+    metrics_table,
+)
+
+__all__ = [
+    "METHODS",
+    "METRICS",
+    "EvaluationConfig",
+    "Method",
+    "Metric",
+    "methods_table",
+    "metrics_table",
+]

@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -285,6 +285,8 @@ class Metric:
 
     Attributes:
         title (str): Name for tables.
+        function (str): The function that measures it.
+        meaning (str): What it measures, in short.
         paper (str): Authors and year.
         better (str): "higher" or "lower".
         measure (Callable): From a measurement to values, (N,), or values and curves,
@@ -293,6 +295,8 @@ class Metric:
     """
 
     title: str
+    function: str
+    meaning: str
     paper: str
     better: str
     measure: Callable[[Measurement], Any]
@@ -354,42 +358,72 @@ def _sensitivity(m: Measurement) -> Tensor:
 METRICS: Mapping[str, Metric] = {
     "drop": Metric(
         "average drop, %",
+        "confidence_drop",
+        "share of the confidence that is lost under the map, 0 to 1 (here in %)",
         "Chattopadhay et al. 2018",
         "lower",
         _by_confidence(metrics.confidence_drop, 100),
     ),
     "increase": Metric(
         "average increase, %",
+        "confidence_increase",
+        "whether the confidence is higher under the map, 0 or 1 (here in %)",
         "Chattopadhay et al. 2018",
         "higher",
         _by_confidence(metrics.confidence_increase, 100),
     ),
     "insertion": Metric(
-        "insertion", "Petsiuk et al. 2018", "higher", _curve(metrics.insertion, True)
+        "insertion",
+        "insertion",
+        "area under the confidence as pixels appear on a blurred image, 0 to 1",
+        "Petsiuk et al. 2018",
+        "higher",
+        _curve(metrics.insertion, True),
     ),
     "deletion": Metric(
-        "deletion", "Petsiuk et al. 2018", "lower", _curve(metrics.deletion, False)
+        "deletion",
+        "deletion",
+        "area under the confidence as pixels disappear, 0 to 1",
+        "Petsiuk et al. 2018",
+        "lower",
+        _curve(metrics.deletion, False),
     ),
     "complexity": Metric(
         "complexity",
+        "complexity",
+        "mean of the map in [0, 1]",
         "Poppi et al. 2021",
         "lower",
         lambda m: metrics.complexity(m.maps, m.inputs.shape[2:]),
     ),
     "coherency": Metric(
         "coherency",
+        "coherency",
+        "correlation with the map of the masked image, 0 to 1",
         "Poppi et al. 2021",
         "higher",
         lambda m: metrics.coherency(m.explain, m.inputs, m.maps, m.target, m.baselines),
     ),
     "infidelity": Metric(
-        "infidelity (Captum)", "Yeh et al. 2019", "lower", _infidelity
+        "infidelity (Captum)",
+        "captum.metrics.infidelity",
+        "error of the map as a linear model under noise, normalised, >= 0",
+        "Yeh et al. 2019",
+        "lower",
+        _infidelity,
     ),
     "sensitivity": Metric(
-        "max-sensitivity (Captum)", "Yeh et al. 2019", "lower", _sensitivity
+        "max-sensitivity (Captum)",
+        "captum.metrics.sensitivity_max",
+        "largest relative change of the map under small noise, >= 0",
+        "Yeh et al. 2019",
+        "lower",
+        _sensitivity,
     ),
     "pointing": Metric(
         "pointing game",
+        "pointing_game",
+        "whether the maximum of the map is in a box, 0 to 1",
         "Zhang et al. 2018",
         "higher",
         lambda m: metrics.pointing_game(m.maps, m.masks_of_any_box()),
@@ -397,6 +431,8 @@ METRICS: Mapping[str, Metric] = {
     ),
     "energy": Metric(
         "energy pointing game",
+        "energy_pointing_game",
+        "share of the map's energy in the boxes, 0 to 1",
         "Wang et al. 2020",
         "higher",
         lambda m: metrics.energy_pointing_game(m.maps, m.masks_of_any_box()),
@@ -404,6 +440,8 @@ METRICS: Mapping[str, Metric] = {
     ),
     "iou": Metric(
         "IoU of the box",
+        "box_iou",
+        "overlap of the largest part of the map with the best box, 0 to 1",
         "Choe et al. 2020",
         "higher",
         lambda m: metrics.box_iou(m.maps, m.boxes(), m.inputs.shape[2:]),
@@ -414,12 +452,17 @@ METRICS: Mapping[str, Metric] = {
 
 def methods_table() -> str:
     """Returns all methods as a table in Markdown, the README's."""
-    rows = [
-        ("name", "class", "paper", "gradients", "forward passes", "departs from it by"),
-        ("---",) * 6,
-    ]
-    for name, method in METHODS.items():
-        rows.append(
+    header = (
+        "name",
+        "class",
+        "paper",
+        "gradients",
+        "forward passes",
+        "departs from it by",
+    )
+    return _markdown(
+        header,
+        (
             (
                 f"`{name}`",
                 f"`{method.title}`",
@@ -428,5 +471,30 @@ def methods_table() -> str:
                 method.forwards.replace("*", "x"),
                 method.departures,
             )
-        )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+            for name, method in METHODS.items()
+        ),
+    )
+
+
+def metrics_table() -> str:
+    """Returns all metrics as a table in Markdown, the README's."""
+    header = ("name", "function", "measures", "better", "paper", "boxes")
+    return _markdown(
+        header,
+        (
+            (
+                f"`{name}`",
+                f"`{metric.function}`",
+                metric.meaning,
+                metric.better,
+                metric.paper,
+                "needed" if metric.needs_boxes else "",
+            )
+            for name, metric in METRICS.items()
+        ),
+    )
+
+
+def _markdown(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
