@@ -227,6 +227,37 @@ def test_explains_and_replaces_the_layers_input_if_asked():
     assert not torch.allclose(actual, cam.attribute(inputs, target=1))
 
 
+class Total(nn.Module):
+    def forward(self, left, right):
+        return left + right
+
+
+class Joined(nn.Module):
+    """A layer of two inputs, of which the second is twice the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = Total()
+        weights = torch.tensor([[1, 3], [2, 1]], dtype=torch.float64)
+        self.register_buffer("weights", weights)
+
+    def forward(self, image):
+        return (self.layer(image, 2 * image) * self.weights).sum((1, 2))[:, None]
+
+
+def test_each_input_of_a_layer_is_ablated_alone():
+    # y = 3 * (1 + 6) + 3 * (6 + 0) = 39. The channels of the first input are worth 7
+    # and 6 of it, those of the second 14 and 12. L = (7 [1 2] + 6 [3 0]) / 39, and
+    # twice the shares of twice the channels.
+    net = Joined()
+    maps = AblationCAM(net, net.layer).attribute(
+        example([1, 2], [3, 0]), attribute_to_layer_input=True
+    )
+    expected = torch.tensor([25, 14], dtype=torch.float64) / 39
+    assert torch.allclose(maps[0][0, 0], expected, rtol=0, atol=1e-12)
+    assert torch.allclose(maps[1][0, 0], 4 * expected, rtol=0, atol=1e-12)
+
+
 def test_inputs_need_not_be_images():
     class Text(nn.Module):
         def __init__(self):

@@ -138,6 +138,25 @@ def test_theta_100_keeps_the_largest_entry():
     assert explain(NET, INPUTS, theta=100) == expected
 
 
+def test_theta_is_10_by_default():
+    # Of 0, 1, ..., 100 the 10th percentile is 10, which stays. ScoreCAM's map is the
+    # only channel.
+    net, inputs = Weighed([[1.0] * 101], bias=5.0), example(list(range(101)))
+    image, ramp = inputs[0].numpy(), np.arange(101.0)
+    expected = fusion_cam(
+        Model(net, net.layer, 0, "identity"),
+        [image],
+        [0 * image],
+        np.where(ramp < 10, 0, ramp),
+        ramp,
+    )
+    assert explain(net, inputs) == pytest.approx(expected.tolist(), abs=1e-9)
+    for other in (9, 11):
+        assert explain(net, inputs, theta=other) != pytest.approx(
+            expected.tolist(), abs=1e-6
+        )
+
+
 def test_max_channels_chooses_the_channels_of_the_region_map():
     # [16 0 0] varies most, and alone is R: R' = [1 0 0], b_r = c. At theta 100 G' = [0
     # 1 0] and b_g = 4c: w = [4 1] / 5, U = U' * 4/5 = [1 4 0] / 5. b_u = c/4 + 4c, v =
@@ -503,6 +522,27 @@ def test_a_score_that_is_not_finite_makes_the_map_of_its_example_nan(value):
     with pytest.warns(UserWarning, match=r"FusionCAM: .* examples \[1\] are NaN"):
         maps = cam.attribute(inputs, **options, score_func=score_func)
     assert maps[1].isnan().all() and maps[[0, 2]].isfinite().all()
+
+
+def test_a_part_that_loses_infinitely_makes_the_map_nan():
+    class Log(nn.Module):
+        """The logarithm of the first position."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Identity()
+
+        def forward(self, image):
+            return self.layer(image)[:, 0, :1].log()
+
+    # Over ones, [0 1 1] shows its 0 under G' = [1 1/2 0], and ln 1 under R' = [0 0 1].
+    net = Log()
+    parts = {"gradient_cam": Fixed(2, 1, 0), "region_cam": Fixed(0, 0, 1)}
+    cam = FusionCAM(net, net.layer, **parts)
+    inputs = torch.cat([example([0, 1, 1]), example([2, 1, 1])])
+    with pytest.warns(UserWarning, match=r"FusionCAM: .* examples \[0\] are NaN"):
+        maps = cam.attribute(inputs, baselines=1)
+    assert maps[0].isnan().all() and maps[1].isfinite().all()
 
 
 class Bounded(nn.Module):

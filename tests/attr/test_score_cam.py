@@ -8,6 +8,7 @@ import torch
 from nets import CASES, Case, Weighed, example
 from reference import Model
 from reference_family import score_cam
+from torch import nn
 
 from captum_unioncam import ISCAM, SSCAM, ScoreCAM
 
@@ -245,6 +246,31 @@ def test_an_example_that_is_not_finite_is_all_nan_and_named(cam):
         actual = cam(net, net.layer).attribute(inputs, target=0)
     assert actual[1].isnan().all()
     assert torch.allclose(actual[[0, 2]], expected[[0, 2]], rtol=0, atol=1e-12)
+
+
+class Reciprocal(nn.Module):
+    def forward(self, image):
+        return 1 / image
+
+
+class Bounded(nn.Module):
+    """A layer with infinite activations where the input is 0, and a finite output."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = Reciprocal()
+
+    def forward(self, image):
+        return torch.tanh(self.layer(image)).sum((1, 2))[:, None]
+
+
+@every_cam
+def test_one_infinite_activation_makes_the_whole_map_nan(cam):
+    net = Bounded()
+    inputs = torch.cat([example([1, 2, 0], [2, 3, 1]), example([1, 2, 3], [2, 3, 1])])
+    with pytest.warns(UserWarning, match=rf"{cam.__name__}: .* \[0\] are NaN"):
+        maps = cam(net, net.layer).attribute(inputs)
+    assert maps[0].isnan().all() and maps[1].isfinite().all()
 
 
 @every_cam
