@@ -116,6 +116,11 @@ def _outside_inference_mode(value: Any) -> Any:
     return value
 
 
+def _in_place_of(original: Tensor, replacement: Tensor) -> Tensor:
+    """Returns a copy of the replacement, laid out in memory as the original."""
+    return torch.empty_like(original).copy_(replacement)
+
+
 def _check_rows(output: Any, rows: int) -> Tensor:
     """Refuses an output that is no tensor with a row for each example."""
     if not isinstance(output, Tensor):
@@ -303,8 +308,9 @@ class LayerCall(ModelCall):
                 return None
             tensors = inp if out is None else out
             if not isinstance(tensors, tuple | list):
-                return by_device[device]
-            parts = [*tensors[:place], by_device[device], *tensors[place + 1 :]]
+                return _in_place_of(tensors, by_device[device])
+            own = _in_place_of(tensors[place], by_device[device])
+            parts = [*tensors[:place], own, *tensors[place + 1 :]]
             made: Any = getattr(tensors, "_make", type(tensors))  # a namedtuple's
             return made(parts)
 

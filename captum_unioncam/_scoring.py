@@ -22,7 +22,13 @@ from captum_unioncam._captum import (
     select_targets,
     warn_user,
 )
-from captum_unioncam._maps import at_least_float32, blend, is_flat, to_mask
+from captum_unioncam._maps import (
+    at_least_float32,
+    blend,
+    gaussian_blur,
+    is_flat,
+    to_mask,
+)
 
 ScoreFunc = Callable[[Tensor], Tensor]
 MaskVariant = Callable[[Tensor], Tensor]
@@ -136,6 +142,9 @@ class _PairScorer(ABC):
             self._chunk = 1
             return self._checked_reference()
         self._check_scores(output, target)
+        if isinstance(call.target, list) and isinstance(call.target[0], int):
+            # A list would be copied to the device for each chunk.
+            self._target = torch.tensor(call.target, device=output.device)
         return self._scores_at_target(output, target)[:size]
 
     def _score_pairs(
@@ -383,6 +392,15 @@ class MaskScorer(_PairScorer):
         return self._call.run(tuple(inputs), self._picked_arguments(examples))
 
 
+def blurred(
+    inputs: tuple[Tensor, ...], dim: int, sigma: float, radius: int
+) -> Baselines:
+    """Returns baselines: blurred copies of the inputs of a rank, 0 for the others."""
+    return tuple(
+        gaussian_blur(inp, sigma, radius) if inp.dim() == dim else 0 for inp in inputs
+    )
+
+
 class ActivationScorer(_PairScorer):
     """Scores what the model says when a tensor of its layer is replaced.
 
@@ -439,7 +457,7 @@ class ActivationScorer(_PairScorer):
                 self._picked_inputs(rows),
                 self._picked_arguments(rows),
                 self._place,
-                _laid_out(replacement, self._layout),
+                replacement,
                 self._runs,
             )
 

@@ -7,13 +7,11 @@ whole or not at all.
 
 import argparse
 import dataclasses
-import io
 import math
 import re
 import shlex
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,12 +30,16 @@ from captum_unioncam.evaluation import (
     Method,
     methods_table,
     metrics_table,
+    parse_method,
 )
 from captum_unioncam.evaluation.config import (
     PRESETS,
     ConfigError,
     DataError,
+    one_line,
+    resolve_device,
 )
+from captum_unioncam.evaluation.report import png_of
 from captum_unioncam.evaluation.rows import strict_json, write_whole
 from captum_unioncam.metrics import confidence_kept
 from captum_unioncam.models import (
@@ -52,11 +54,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+Methods = dict[str, tuple[Method, dict[str, Any]]]
+
 DEFAULT_OUTPUT = "unioncam.png"
 DOTS_PER_INCH = 100
 FAILED = 3
 TOP = 3
-REASON_LENGTH = 160
 
 
 class UsageError(ValueError):
@@ -133,8 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--methods",
         metavar="NAMES",
+        type=_method_names,
         help="methods to compare, one panel each, with commas: all, or any of "
-        f"{', '.join(METHODS)} (default: UnionCAM and its components)",
+        f"{', '.join(METHODS)}, with options as in unioncam:theta=30 (default: "
+        "UnionCAM and its components)",
     )
     add(
         "--theta",
@@ -210,7 +215,7 @@ def _add_evaluate(commands: Any) -> None:
 def _parser_of(field: "dataclasses.Field[Any]") -> Callable[[str], Any]:
     """Returns the argparse type of a field."""
     if field.name == "methods":
-        return lambda text: tuple(METHODS) if text == "all" else _names(text)
+        return _method_names
     if field.type == tuple[str, ...]:
         return _names
     if field.type in (int, int | None):
@@ -218,6 +223,10 @@ def _parser_of(field: "dataclasses.Field[Any]") -> Callable[[str], Any]:
     if field.type is float:
         return _number(float, -math.inf, math.inf)
     return str
+
+
+def _method_names(text: str) -> tuple[str, ...]:
+    return tuple(METHODS) if text == "all" else _names(text)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -251,8 +260,11 @@ def _number(
     kind: type[int] | type[float], low: float, high: float
 ) -> Callable[[str], float]:
     """Returns an argparse type: a number of a kind, within bounds."""
-    name = "number" if kind is float else "whole number"
-    bounds = f"{name} in [{low}, {high}]" if high < math.inf else f"{name} >= {low}"
+    bounds = "number" if kind is float else "whole number"
+    if high < math.inf:
+        bounds += f" in [{low}, {high}]"
+    elif low > -math.inf:
+        bounds += f" >= {low}"
 
     def parse(text: str) -> float:
         try:
@@ -282,7 +294,7 @@ def _explain(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     methods = _methods(options.methods)
     _check_files(options.image, options.output, options.json)
-    device = _device(options.device)
+    device = resolve_device(options.device)
     image = _read_image(options.image)
     classifier = load_classifier(options.model, options.weights)
     layer_name = options.layer or classifier.last_spatial_layer
@@ -305,7 +317,7 @@ def _explain(options: argparse.Namespace) -> None:
     # The layer is the one option left to be wrong; Captum asserts that it runs.
     except (ValueError, AssertionError) as error:
         raise UsageError(f"--layer {layer_name}: {error}") from error
-    _write(options.output, _png(figure))
+    _write(options.output, png_of(figure, DOTS_PER_INCH))
     report = {
         "image": options.image or "chelsea",
         "model": options.model,
@@ -324,21 +336,13 @@ def _explain(options: argparse.Namespace) -> None:
     _print_report(report, sys.stderr if options.json == "-" else sys.stdout)
 
 
-def _methods(names: str | None) -> dict[str, Method] | None:
-    """Returns the methods of a list of names, each once; "all" stands for all."""
+def _methods(names: tuple[str, ...] | None) -> Methods | None:
     if names is None:
         return None
-    if names == "all":
-        return dict(METHODS)
-    chosen = {}
-    for name in map(str.strip, names.split(",")):
-        if name not in METHODS:
-            raise UsageError(
-                f"--methods: there is no method {name!r}{hint(name, METHODS)}; known "
-                f"are all, {', '.join(METHODS)}"
-            )
-        chosen[name] = METHODS[name]
-    return chosen
+    try:
+        return {label: parse_method(label) for label in names}
+    except ValueError as error:
+        raise UsageError(f"--methods: {error}") from error
 
 
 def _one_map(maps: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -367,17 +371,18 @@ def _components(
 
 
 def _comparison(
-    scene: _Scene, methods: dict[str, Method], options: argparse.Namespace
+    scene: _Scene, methods: Methods, options: argparse.Namespace
 ) -> tuple["Figure", dict[str, Any]]:
     """Draws the map of each method, under the share of the confidence that it keeps."""
     from captum_unioncam.visualization import panels
 
     panel_maps, rows = {}, []
-    for name, method in methods.items():
+    for label, (method, own) in methods.items():
         started = time.perf_counter()
         explain = method.explain(
             scene.model,
             scene.layer,
+            own,
             theta=options.theta,
             baselines=scene.black,
             max_channels=options.max_channels,
@@ -388,8 +393,9 @@ def _comparison(
         kept = confidence_kept(
             scene.model, scene.inputs, maps, scene.target, scene.black
         ).item()
-        rows.append({"method": name, "confidence_kept": kept, "seconds": seconds})
-        panel_maps[f"{method.title}\nkeeps {kept:.0%}"] = maps
+        rows.append({"method": label, "confidence_kept": kept, "seconds": seconds})
+        title = ":".join([method.title, *label.split(":")[1:]])
+        panel_maps[f"{title}\nkeeps {kept:.0%}"] = maps
     size = list(maps.shape[2:])
     return panels(scene.picture, panel_maps), {"layer_size": size, "methods": rows}
 
@@ -469,30 +475,12 @@ def _components_figure(
     return panels(picture, maps, (fused if fused_selected else region, "UnionCAM"))
 
 
-def _device(name: str | None) -> torch.device:
-    """Returns the device of a name, once a tensor has been put there."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name} cannot be used: {_reason(error)}") from error
-    return device
-
-
 def _read_image(path: str | None) -> "Image":
     from PIL import Image
 
     from captum_unioncam.evaluation.data import read_image
 
     return Image.fromarray(_chelsea()) if path is None else read_image(path)
-
-
-def _reason(error: Exception) -> str:
-    """Returns the first line of an error, in short."""
-    text = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
-    return textwrap.shorten(text.splitlines()[0], REASON_LENGTH, placeholder=" ...")
 
 
 def _chelsea() -> Any:
@@ -544,12 +532,6 @@ def _label(named: dict[str, Any]) -> str:
     return f"{named['index']} {named['name'] or ''}".strip()
 
 
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-    return buffer.getvalue()
-
-
 def _check_files(image: str | None, output: str, report: str | None) -> None:
     """Refuses files that cannot be written, before there is anything to write."""
     if not output.lower().endswith(".png"):
@@ -573,7 +555,7 @@ def _check_files(image: str | None, output: str, report: str | None) -> None:
 
 def _cannot_write(path: str, error: OSError) -> UsageError:
     return UsageError(
-        f"{path} cannot be written: {_reason(error)}; choose a file in a folder that "
+        f"{path} cannot be written: {one_line(error)}; choose a file in a folder that "
         "exists and that you may write to"
     )
 

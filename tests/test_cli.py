@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -136,15 +137,17 @@ def test_runs_as_a_module():
 
 
 def test_methods_are_compared_by_the_confidence_that_their_maps_keep(cat, capsys):
-    arguments = ["--methods", "scorecam, gradcam,groupcam,gradcam", "--theta", "0"]
+    methods = "scorecam, gradcam,groupcam,groupcam:groups=2,gradcam"
+    arguments = ["--methods", methods, "--theta", "0"]
     arguments += ["--max-channels", "3", "--layer", "_blocks.15"]
     assert main(["explain", cat, *arguments, "--json", "-"]) == 0
     out, err = capsys.readouterr()
     result = json.loads(out)
     rows = {row["method"]: row["confidence_kept"] for row in result["methods"]}
-    assert list(rows) == ["scorecam", "gradcam", "groupcam"]
+    assert list(rows) == ["scorecam", "gradcam", "groupcam", "groupcam:groups=2"]
     assert "ScoreCAM attribution: 100%" in err
-    assert f"scorecam keeps {rows['scorecam']:.1%} of the confidence" in err
+    shown = f"scorecam +keeps {rows['scorecam']:.1%} of the confidence"
+    assert re.search(shown, err)
     assert "selected" not in result and result["layer_size"] == [7, 7]
 
     classifier = load_classifier()
@@ -161,6 +164,9 @@ def test_methods_are_compared_by_the_confidence_that_their_maps_keep(cat, capsys
         ),
         # Over blurred images, as in its paper, not over black ones.
         "groupcam": GroupCAM(classifier.model, layer).attribute(inputs, 282),
+        "groupcam:groups=2": GroupCAM(classifier.model, layer).attribute(
+            inputs, 282, groups=2
+        ),
     }
     for name, attributions in maps.items():
         mask = to_mask(attributions, (224, 224))
@@ -198,7 +204,7 @@ def test_the_methods_are_listed(capsys):
         (["--methods", "scorcam"], "no method 'scorcam'; did you mean 'scorecam'"),
         (
             ["--methods", ""],
-            "--methods: there is no method ''; known are all, unioncam",
+            "--methods: there is no method ''; known are unioncam, ",
         ),
         (["--methods", "gradcam,all"], "--methods: there is no method 'all'"),
         (["--methods", "scorecam", "--layer", "_fc"], "--layer _fc: `layer` must have"),
@@ -211,9 +217,9 @@ def test_the_methods_are_listed(capsys):
         (["--json", "/dev/null"], "/dev/null cannot be written: it is not a file"),
         (["--json", "a.png", "--output", "a.png"], "a.png is named twice; choose"),
         (["photo.png", "--output", "photo.png"], "photo.png is named twice; choose"),
-        (["--device", "meta"], "--device meta cannot be used: "),
+        (["--device", "meta"], "`device` meta cannot be used: "),
         (["--target", "²"], "there is no class '²'"),
-        (["--device", "tpu9000"], "--device tpu9000 cannot be used: "),
+        (["--device", "tpu9000"], "`device` tpu9000 cannot be used: "),
         (["missing.jpg"], "missing.jpg cannot be read as an image (No such file"),
         (["--model", "resnet81"], "there is no model 'resnet81'; did you mean"),
         (["--weights", "missing.pt"], "there is no weights file 'missing.pt'"),

@@ -10,19 +10,17 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam._captum import (
-    LayerCall,
     TargetType,
     attribution_method,
     format_output,
 )
 from captum_unioncam._maps import (
     at_least_float32,
-    gaussian_blur,
     percentile as percentile_of,
     scale_as_mask,
     spatial_dims,
 )
-from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
+from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc, blurred
 from captum_unioncam.attr._fusion import weighted_union
 from captum_unioncam.attr._weighted_cam import (
     ScoringCAM,
@@ -123,10 +121,11 @@ class GroupCAM(ScoringCAM, GradientAttribution):
         outputs = []
         for activations, gradients in pairs:
             dim = activations.dim()
+            default = blurred(call.inputs, dim, BLUR_SIGMA, BLUR_RADIUS)
             scorer = MaskScorer(
                 call.scored_by(self.scoring_func),
                 dim,
-                _blurred(call, dim) if baselines is None else baselines,
+                default if baselines is None else baselines,
                 score_func,
                 perturbations_per_eval,
             )
@@ -147,11 +146,3 @@ def group_maps(
     parts = products.tensor_split(min(groups, products.shape[1]), 1)
     maps = F.relu(torch.cat([part.sum(1, keepdim=True) for part in parts], 1))
     return torch.where(maps > percentile_of(maps, percentile), maps, 0)
-
-
-def _blurred(call: LayerCall, dim: int) -> tuple[Tensor | int, ...]:
-    """Returns the baselines of the inputs: blurred copies of those to mask."""
-    return tuple(
-        gaussian_blur(inp, BLUR_SIGMA, BLUR_RADIUS) if inp.dim() == dim else 0
-        for inp in call.inputs
-    )

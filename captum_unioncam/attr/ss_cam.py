@@ -113,4 +113,6 @@ class SSCAM(ScoreCAM):
 
 
 def _add_noise(mask: Tensor, noise: Noise, sample: int) -> Tensor:
-    return mask + noise[tuple(mask.shape[2:])][sample].to(mask)
+    size = tuple(mask.shape[2:])
+    noise[size] = noise[size].to(mask)  # once: later chunks find it there
+    return mask + noise[size][sample]

@@ -12,6 +12,7 @@ from captum_unioncam.evaluation.registry import (
     Metric,
     methods_table,
     metrics_table,
+    parse_method,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "Metric",
     "methods_table",
     "metrics_table",
+    "parse_method",
 ]

@@ -1,15 +1,19 @@
 """What to evaluate: one dataclass, which is the Python interface and the options."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from captum_unioncam.evaluation.registry import METHODS, METRICS
 from captum_unioncam.models import DEFAULT_MODEL
 
 PREPROCESSINGS = ("model", "unit")
 TARGETS = ("predicted", "label")
+
+REASON_LENGTH = 160
 
 # Differences that do not change a row.
 FREE = ("output", "resume", "workers", "device")
@@ -21,6 +25,33 @@ class ConfigError(ValueError):
 
 class DataError(ValueError):
     """An image or a data set cannot be read; the message says what to do."""
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """Returns the device of a name, once a tensor has been put there.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"`device` {name} cannot be used: {one_line(error)}"
+        ) from error
+    return device
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the first line of an error, in short."""
+    text = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
+    line = text.splitlines()[0]
+    if len(line) <= REASON_LENGTH:
+        return line
+    return f"{line[: REASON_LENGTH - 4]} ..."
 
 
 def _option(help: str, default: Any = dataclasses.MISSING) -> Any:
@@ -46,7 +77,7 @@ class EvaluationConfig:
         ("drop", "increase", "insertion", "deletion"),
     )
     num_images: int | None = _option("random images (default: all)", None)
-    seed: int = _option("of the random images, and of all else that is random", 0)
+    seed: int = _option("of the random images, and of the noise of metrics", 0)
     batch_size: int = _option("images explained together", 1)
     workers: int = _option("processes that read images", 0)
     target: str = _option("class to explain: predicted, or the label's", "predicted")
@@ -83,13 +114,16 @@ PAPER: Mapping[str, Any] = {
 }
 
 # The ablation of the paper: its modules alone, and theta.
-ABLATION: Sequence[str] = (
-    "denoisedgradcam",
-    "regioncam",
-    "unioncam:select=False",
-    "unioncam",
-    *(f"unioncam:theta={theta}" for theta in (0, 30, 50, 70, 90)),
-)
+ABLATION: Mapping[str, str] = {
+    "denoisedgradcam": "AMD alone",
+    "regioncam": "region map alone",
+    "unioncam:select=False": "AMU, without selection",
+    "unioncam": "UnionCAM",
+    **{
+        f"unioncam:theta={theta}": f"UnionCAM, theta {theta}"
+        for theta in (0, 30, 50, 70, 90)
+    },
+}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": PAPER,

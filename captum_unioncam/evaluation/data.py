@@ -3,7 +3,6 @@
 An image that cannot be read becomes an item with the reason, so that a run goes on.
 """
 
-import textwrap
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
@@ -16,16 +15,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import datasets
+from torchvision import datasets, transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from captum_unioncam.evaluation.config import DataError
+from captum_unioncam.evaluation.config import DataError, one_line
 
 # Models crop to a square after they bring the shorter side to some 256 pixels: a very
 # long image would take a lot of memory, and show next to nothing.
 LARGEST_ASPECT = 50
-
-REASON_LENGTH = 160
 
 Box = tuple[int, int, int, int]
 
@@ -97,7 +94,8 @@ class Images(Dataset[Item]):
                 masks = self._shown_boxes(image.size, boxes, inputs)
         # Whatever the decoders, the annotation or the transforms raise.
         except Exception as error:
-            return Item(index, entry.name, error=one_line(error))
+            reason = one_line(error).replace(entry.path, "the file")
+            return Item(index, entry.name, error=reason)
         return Item(index, entry.name, inputs, entry.label, masks)
 
     def _shown_boxes(
@@ -146,18 +144,28 @@ def open_data(spec: str) -> list[Entry]:
 
 
 def _image_folder(root: Path) -> list[Entry]:
-    """Images of one folder, which have no label, or of a folder for each class."""
-    if any(path.is_dir() for path in root.iterdir()):
-        folders = datasets.ImageFolder(str(root), allow_empty=True)
-        return [
-            Entry(Path(path).relative_to(root).as_posix(), path, folders.classes[label])
-            for path, label in folders.samples
-        ]
-    files = sorted(path for path in root.iterdir() if path.is_file())
+    """Images of one folder, which have no label, or of a folder for each class.
+
+    Hidden folders, and files that are no images by their names, are left out.
+    """
+    shown = [path for path in root.iterdir() if not path.name.startswith(".")]
+    files = sorted(
+        path
+        for path in shown
+        if path.is_file() and has_file_allowed_extension(path.name, IMG_EXTENSIONS)
+    )
+    if not any(path.is_dir() for path in shown):
+        return [Entry(path.name, str(path)) for path in files]
+    if files:
+        raise DataError(
+            f"`data`: {str(root)!r} holds images and folders; give a folder of images, "
+            "or of one folder for each class (with the output elsewhere)"
+        )
+    folders = datasets.ImageFolder(str(root), allow_empty=True)
     return [
-        Entry(path.name, str(path))
-        for path in files
-        if has_file_allowed_extension(path.name, IMG_EXTENSIONS)
+        Entry(Path(path).relative_to(root).as_posix(), path, folders.classes[label])
+        for path, label in folders.samples
+        if not folders.classes[label].startswith(".")
     ]
 
 
@@ -236,7 +244,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the first line of an error, in short."""
-    text = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
-    return textwrap.shorten(text.splitlines()[0], REASON_LENGTH, placeholder=" ...")
+def unit_range(side: int) -> Callable[[Image.Image], Tensor]:
+    """Returns the paper's preprocessing: a square, scaled to [0, 1], and no more."""
+    steps = [transforms.Resize((side, side)), transforms.ToTensor()]
+    preprocess: Callable[[Image.Image], Tensor] = transforms.Compose(steps)
+    return preprocess

@@ -5,14 +5,16 @@ without it there is one process, and nothing is initialised.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as distributed
+
+from captum_unioncam.evaluation.config import ConfigError
 
 Value = TypeVar("Value")
 
@@ -51,6 +53,29 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
+    def together(self, action: Callable[[], Value], every: bool = False) -> Value:
+        """Runs an action in the first process, whose result all get, or in each one.
+
+        An error in one process ends all of them: with the error itself where it is,
+        and elsewhere with a ConfigError that quotes it.
+        """
+        result: Any = None
+        failure: Exception | None = None
+        if every or self.is_first:
+            try:
+                result = action()
+            except Exception as error:
+                failure = error
+        outcomes = self.gather(failure and f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        for rank, message in enumerate(outcomes):
+            if message is not None:
+                raise ConfigError(f"process {rank} failed: {message}")
+        if not every:
+            result = self.gather(result)[0]
+        return cast(Value, result)
+
 
 @contextmanager
 def processes(cuda: bool) -> Iterator[Processes]:
@@ -59,8 +84,13 @@ def processes(cuda: bool) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes()
         return
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"there are {torch.cuda.device_count()} GPUs for {local_rank + 1} or "
+                "more processes; start one process for each GPU"
+            )
         torch.cuda.set_device(local_rank)
     backend = "nccl" if cuda else "gloo"
     distributed.init_process_group(backend, timeout=TIMEOUT)

@@ -2,8 +2,8 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -52,20 +52,28 @@ class Method:
     ignores: frozenset[str] = frozenset()
 
     def explain(
-        self, forward_func: Callable[..., Any], layer: Module, **offered: Any
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module,
+        own: Mapping[str, Any] | None = None,
+        **offered: Any,
     ) -> Callable[..., Any]:
         """Returns ``attribute`` of an instance, with those options that the class has.
 
         Args:
             forward_func (Callable or torch.nn.Module): The model.
             layer (torch.nn.Module): The layer.
-            offered (Any): Options of the constructor and of ``attribute``. Those that
-                the class does not have, or gives another meaning, are left out.
+            own (Mapping[str, Any], optional): Options of ``attribute`` for this method.
+                Default: None
+            offered (Any): Options of the constructor and of ``attribute`` for several
+                methods. Those that the class does not have, or gives another meaning,
+                are left out.
         """
         offered = {k: v for k, v in offered.items() if k not in self.ignores}
         built = _known(self.attribution, offered)
         cam = self.attribution(forward_func, layer, **built)
-        options = {**self.options, **_known(self.attribution.attribute, offered)}
+        known = _known(self.attribution.attribute, offered)
+        options = {**self.options, **known, **(own or {})}
         explain: Callable[..., Any] = partial(cam.attribute, **options)
         return explain
 
@@ -74,6 +82,10 @@ def _known(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, A
     """Returns the options that a function has as keywords."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in options.items() if name in names}
+
+
+# They change more than the map.
+NOT_IN_LABELS = ("return_details", "show_progress")
 
 
 def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
@@ -89,7 +101,8 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
             f"{', '.join(METHODS)}"
         )
     method = METHODS[name]
-    known = list(inspect.signature(method.attribution.attribute).parameters)[5:]
+    parameters = list(inspect.signature(method.attribution.attribute).parameters)[5:]
+    known = [name for name in parameters if name not in NOT_IN_LABELS]
     options = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
@@ -260,6 +273,25 @@ class Measurement:
     explain: Callable[..., Any]
     masks: list[Tensor]  # the inside of each box, (boxes, H, W), of each example
     steps: int
+    seeds: list[int]  # of the noise for each example
+
+    def alone(self) -> Iterator["Measurement"]:
+        """Yields each example alone, under its own seed of torch's generator.
+
+        What is random is then the same in whatever batch an example comes.
+        """
+        for i, seed in enumerate(self.seeds):
+            one = slice(i, i + 1)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                yield replace(
+                    self,
+                    inputs=self.inputs[one],
+                    maps=self.maps[one],
+                    target=self.target[one],
+                    masks=self.masks[one],
+                    seeds=[seed],
+                )
 
     def masks_of_any_box(self) -> Tensor:
         """Returns what is inside of any box, (N, 1, H, W)."""
@@ -326,12 +358,17 @@ def _curve(function: Callable[..., Any], blurred: bool) -> Any:
 
 
 def _infidelity(m: Measurement) -> Tensor:
-    """Captum's, under noise of a tenth of the inputs' deviation, normalized."""
+    """Captum's, under noise of a tenth of the input's deviation, normalized."""
+    return torch.cat([_infidelity_of_one(one) for one in m.alone()])
+
+
+def _infidelity_of_one(m: Measurement) -> Tensor:
     noise = 0.1 * m.inputs.std()
 
     @infidelity_perturb_func_decorator(False)  # type: ignore[untyped-decorator]
     def perturb(inputs: Tensor) -> Tensor:
-        return inputs - noise * torch.randn_like(inputs)
+        drawn = torch.randn(inputs.shape).to(inputs)  # the same on every device
+        return inputs - noise * drawn
 
     values: Tensor = infidelity(
         m.forward_func,
@@ -351,8 +388,10 @@ def _sensitivity(m: Measurement) -> Tensor:
     def explanation(inputs: tuple[Tensor, ...], target: Any) -> tuple[Tensor, ...]:
         return (m.explain(inputs[0], target=target).contiguous(),)
 
-    values: Tensor = sensitivity_max(explanation, m.inputs, target=m.target)
-    return values
+    values = [
+        sensitivity_max(explanation, one.inputs, target=one.target) for one in m.alone()
+    ]
+    return torch.cat(values)
 
 
 METRICS: Mapping[str, Metric] = {
@@ -423,7 +462,7 @@ METRICS: Mapping[str, Metric] = {
     "pointing": Metric(
         "pointing game",
         "pointing_game",
-        "whether the maximum of the map is in a box, 0 to 1",
+        "whether the map's maximum is in a box of any object, 0 to 1",
         "Zhang et al. 2018",
         "higher",
         lambda m: metrics.pointing_game(m.maps, m.masks_of_any_box()),
@@ -432,7 +471,7 @@ METRICS: Mapping[str, Metric] = {
     "energy": Metric(
         "energy pointing game",
         "energy_pointing_game",
-        "share of the map's energy in the boxes, 0 to 1",
+        "share of the map's energy in the boxes of all objects, 0 to 1",
         "Wang et al. 2020",
         "higher",
         lambda m: metrics.energy_pointing_game(m.maps, m.masks_of_any_box()),

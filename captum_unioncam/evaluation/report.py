@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from captum_unioncam.evaluation.config import ABLATION
 from captum_unioncam.evaluation.registry import METRICS
 from captum_unioncam.evaluation.rows import Row, strict_json, write_whole
 
@@ -38,6 +39,7 @@ CONTEXT = (
 DOTS_PER_INCH = 150
 COLUMNS_PER_TABLE = 4
 MOST_FAILURES_SHOWN = 100
+FORMULA = ("=", "+", "-", "@")
 FEW = 6  # lines that a reader can follow over each other's bands
 
 
@@ -55,14 +57,6 @@ PAPER = DROP_INCREASE + INSERTION_DELETION
 COST = {
     "seconds": Column("seconds per image", None, 3),
     "forwards": Column("forward passes per image", None, 1),
-}
-
-# The order in which Hu et al. 2024 build the method up; variants of theta follow.
-ABLATION = {
-    "denoisedgradcam": "AMD alone",
-    "regioncam": "region map alone",
-    "unioncam:select=False": "AMU, without selection",
-    "unioncam": "UnionCAM",
 }
 
 
@@ -490,10 +484,14 @@ def _heading(column: Column) -> str:
 
 def _ablation(methods: Sequence[str]) -> dict[str, str]:
     """Returns the variants of UnionCAM among methods, in the paper's order."""
-    variants = {label: name for label, name in ABLATION.items() if label in methods}
+    modules = {
+        label: name
+        for label, name in ABLATION.items()
+        if label in methods and ":theta=" not in label
+    }
     matches = [re.fullmatch("unioncam:theta=([0-9.]+)", label) for label in methods]
     thetas = sorted((float(m[1]), m[0]) for m in matches if m)
-    return variants | {label: f"UnionCAM, theta {theta:g}" for theta, label in thetas}
+    return modules | {label: f"UnionCAM, theta {theta:g}" for theta, label in thetas}
 
 
 def _failed(failures: Mapping[str, Any]) -> Section:
@@ -650,6 +648,8 @@ def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """Returns a line a row, with the metrics as columns; undefined values are empty."""
 
     def cell(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith(FORMULA):
+            return f"'{value}"  # which spreadsheets would run
         undefined = isinstance(value, float) and not math.isfinite(value)
         return None if undefined else value
 

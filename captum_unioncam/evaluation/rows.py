@@ -8,9 +8,17 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from array import array
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
+
+from captum_unioncam.evaluation.config import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 PATTERN = "rows-*.jsonl"
 
@@ -18,17 +26,29 @@ Row = dict[str, Any]
 
 
 class RowFile:
-    """The rows of one process, appended and flushed one by one."""
+    """The rows of one process, appended and flushed one by one.
+
+    Raises:
+        ConfigError: On entry, if another process writes to the file.
+    """
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._path = folder / f"rows-{rank:05d}.jsonl"
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
 
     def __enter__(self) -> "RowFile":
-        if self._path.exists():
-            content = self._path.read_bytes()
-            os.truncate(self._path, content.rfind(b"\n") + 1)
-        self._file = self._path.open("a", encoding="utf-8")
+        file = self._path.open("a+b")
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise ConfigError(
+                    f"`output`: another process writes to {self._path}; wait for it"
+                ) from None
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        self._file = file
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,21 +58,61 @@ class RowFile:
     def write(self, row: Row) -> None:
         """Appends a row; it is safe from the end of this process from here on."""
         assert self._file is not None
-        self._file.write(f"{strict_json(row)}\n")
+        self._file.write(f"{strict_json(row)}\n".encode())
         self._file.flush()
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """Returns the whole rows of all processes, without repetitions.
+def _lines(folder: Path) -> Iterator[Row]:
+    """Yields the whole rows of all processes, in the order of writing."""
+    for path in sorted(folder.glob(PATTERN)):
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break  # torn
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise ConfigError(
+                        f"`output`: line {number} of {path} is no row; delete the line"
+                    ) from None
 
-    They are in the order of the images; an image's rows are in the order of writing.
+
+def finished_rows(folder: Path) -> set[tuple[str, str]]:
+    """Returns the image and the method of each row that did not fail."""
+    return {(row["id"], row["method"]) for row in _lines(folder) if "error" not in row}
+
+
+def read_rows(folder: Path, names: Collection[str]) -> list[Row]:
+    """Returns the rows of images, without repetitions and without the maps.
+
+    They are in the order of the images. A failure that was made good does not count.
     """
     rows: dict[tuple[str, str | None], Row] = {}
-    for path in sorted(folder.glob(PATTERN)):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            row = json.loads(line)
-            rows.setdefault((row["id"], row["method"]), row)
-    return sorted(rows.values(), key=lambda row: row["index"])
+    for row in _lines(folder):
+        key = (row["id"], row["method"])
+        if row["id"] not in names or ("error" in row and key in rows):
+            continue
+        row.pop("map", None)
+        # Most of a row, in an eighth of the memory.
+        row["curves"] = {
+            name: array("d", (math.nan if v is None else v for v in curve))
+            for name, curve in row.get("curves", {}).items()
+        }
+        rows[key] = row
+    done = {name for name, method in rows if method is not None}
+    kept = (
+        row for key, row in rows.items() if key[1] is not None or key[0] not in done
+    )
+    return sorted(kept, key=lambda row: row["index"])
+
+
+def read_maps(folder: Path, wanted: Collection[tuple[str, str]]) -> dict[Any, Any]:
+    """Returns the maps of images and methods, as nested lists."""
+    return {
+        (row["id"], row["method"]): row["map"]
+        for row in _lines(folder)
+        if (row["id"], row["method"]) in wanted and "map" in row
+    }
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from captum_unioncam._captum import ModelCall, TargetType, attribution_method
-from captum_unioncam._maps import gaussian_blur, upsample
-from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
+from captum_unioncam._maps import upsample
+from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc, blurred
 from captum_unioncam.metrics.confidence import checked_maps
 
 # Of the image that insertion starts from: the authors' code, a kernel of 11 entries.
@@ -87,14 +87,7 @@ def insertion(
     call = ModelCall.prepare(forward_func, inputs, target, additional_forward_args)
     maps = checked_maps(attributions, call.batch_size)
     if baselines is None:
-        baselines = tuple(
-            (
-                gaussian_blur(inp, BLUR_SIGMA, BLUR_RADIUS)
-                if inp.dim() == maps.dim()
-                else 0
-            )
-            for inp in call.inputs
-        )
+        baselines = blurred(call.inputs, maps.dim(), BLUR_SIGMA, BLUR_RADIUS)
     scorer = _scorer(call, maps, baselines, steps, score_func, perturbations_per_eval)
     curve = _curve(scorer, maps, steps, inserting=True)
     return (_area(curve), curve) if return_curve else _area(curve)

@@ -250,7 +250,9 @@ def test_the_best_of_several_is_bold(means, better, expected):
 
 
 def test_every_metric_has_its_table(tmp_path, monkeypatch):
-    share = Metric("share of hits, %", "Someone 2020", "higher", lambda m: m.maps)
+    share = Metric(
+        "share of hits, %", "hits", "hits", "Someone 2020", "higher", lambda m: m.maps
+    )
     monkeypatch.setattr(report, "METRICS", dict(report.METRICS, hits=share))
     names = ["a", "insertion", "drop", "hits", "b", "c", "d"]
     values = {name: i / 10 for i, name in enumerate(names)}

@@ -20,6 +20,8 @@ from captum_unioncam import UnionCAM, metrics
 from captum_unioncam.cli import main
 from captum_unioncam.evaluation import registry, runner
 from captum_unioncam.evaluation.config import EvaluationConfig
+from captum_unioncam.evaluation.distributed import Processes
+from captum_unioncam.evaluation.data import unit_range
 from captum_unioncam.evaluation.runner import evaluate
 from captum_unioncam.models import load_classifier
 
@@ -99,7 +101,10 @@ def test_a_row_holds_what_the_methods_and_the_metrics_say(images, tmp_path):
         }
         assert row["metrics"] == pytest.approx(expected, rel=1e-4)
         assert row["curves"]["deletion"] == pytest.approx(curve[0].tolist(), rel=1e-4)
-        assert (row["target"], row["target_name"]) == (target, classifier.categories[target])
+        assert (row["target"], row["target_name"]) == (
+            target,
+            classifier.categories[target],
+        )
     # 2 channels, the activations, the baseline twice, the components and the union.
     assert [row["forwards"] for row in rows] == [2 + 1 + 2 + 2 + 1, 1]
 
@@ -255,6 +260,70 @@ def test_a_failing_example_is_recorded_and_the_others_go_on(
     assert failed["error"] == "RuntimeError: too bad"
 
 
+def test_an_example_whose_target_cannot_be_told_is_recorded(
+    images, tmp_path, monkeypatch
+):
+    target = runner._target
+
+    def failing(task, item):
+        if item.name == "1.png":
+            raise RuntimeError("no output")
+        return target(task, item)
+
+    monkeypatch.setattr(runner, "_target", failing)
+    settings = config(images, tmp_path)
+    rows = evaluate(settings)
+    (failed,) = [row for row in rows if "error" in row]
+    assert (failed["id"], failed["method"]) == ("1.png", None)
+    assert failed["error"] == "RuntimeError: no output"
+    monkeypatch.undo()  # what failed is tried again
+    rows = evaluate(dataclasses.replace(settings, resume=True))
+    assert len(rows) == 10 and not any("error" in row for row in rows)
+
+
+def test_a_folder_without_a_readable_image_still_gets_a_report(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "text.jpg").write_text("no image")
+    assert main([*command(tmp_path / "images", tmp_path / "out"), "--sanity", "2"]) == 3
+    assert "There is no image to explain" in (tmp_path / "out/report.md").read_text()
+
+
+def test_noise_does_not_depend_on_the_batch(images, tmp_path):
+    values = []
+    for size in (1, 4):
+        rows = evaluate(
+            config(
+                images,
+                tmp_path / str(size),
+                methods=("gradcam",),
+                metrics=("infidelity", "sensitivity"),
+                batch_size=size,
+            )
+        )
+        values.append([list(row["metrics"].values()) for row in rows])
+    for one, four in zip(*values, strict=True):
+        assert one == pytest.approx(four, rel=1e-3)
+
+
+def test_rows_that_are_missing_are_no_report(images, tmp_path, monkeypatch):
+    shard = Processes.shard
+    monkeypatch.setattr(Processes, "shard", lambda self, all: shard(self, all)[1:])
+    with pytest.raises(ValueError, match="`output`: 2 rows are missing; all processes"):
+        evaluate(config(images, tmp_path))
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_other_images_in_the_folder_are_another_run(images, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_bytes((images / "0.png").read_bytes())
+    settings = config(tmp_path / "data", tmp_path / "out", methods=("gradcam",))
+    evaluate(settings)
+    (tmp_path / "data" / "a.png").rename(tmp_path / "data" / "c.png")
+    with pytest.raises(ValueError, match="another configuration .names was "):
+        evaluate(dataclasses.replace(settings, resume=True))
+
+
 def test_labels_are_classes_of_the_model(images, tmp_path):
     for folder in ("281", "tiger_cat", "no such class"):
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -299,6 +368,7 @@ def test_another_run_is_refused_and_nothing_is_touched(images, tmp_path, capsys)
         ({"methods": ()}, "`methods` must name one method at least"),
         ({"methods": ("unioncam:thet=3",)}, "unioncam has no option 'thet'; it has"),
         ({"methods": ("unioncam:theta=x",)}, "the value of 'theta' must be a number"),
+        ({"methods": ("unioncam:return_details=True",)}, "no option 'return_details'"),
         ({"methods": ("unioncam:theta=300",)}, r"`theta` must be in \[0, 100\]"),
         ({"metrics": ("dropp",)}, "no metric 'dropp'; did you mean 'drop'"),
         ({"metrics": ()}, "`metrics` must name one metric at least"),
@@ -335,9 +405,8 @@ def test_the_papers_protocol_is_a_preset(images, tmp_path, monkeypatch):
     assert ablation.methods == tuple(registry.METHODS)
 
 
-def test_the_papers_preprocessing_has_no_mean_and_std(images, tmp_path):
-    classifier = runner._in_unit_range(load_classifier("vgg11", "none"))
-    white = classifier.preprocess(Image.new("RGB", (50, 90), "white"))
+def test_the_papers_preprocessing_has_no_mean_and_std():
+    white = unit_range(224)(Image.new("RGB", (50, 90), "white"))
     assert white.shape == (3, 224, 224) and (white == 1).all()
 
 

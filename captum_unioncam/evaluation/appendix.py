@@ -1,0 +1,117 @@
+"""What follows the tables of a report: maps to look at, and the sanity check."""
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.evaluation.config import one_line
+from captum_unioncam.evaluation.data import Images
+from captum_unioncam.evaluation.registry import METRICS
+from captum_unioncam.evaluation.report import (
+    DOTS_PER_INCH,
+    GalleryItem,
+    Picture,
+    Section,
+    Table,
+    png_of,
+)
+from captum_unioncam.evaluation.rows import Row, read_maps
+from captum_unioncam.evaluation.sanity import randomization_curves, sanity_figure
+from captum_unioncam.evaluation.task import Task
+from captum_unioncam.visualization import panels
+
+GALLERY = 3  # best and worst images of each method
+GALLERY_DOTS_PER_INCH = 60
+
+
+def make_gallery(
+    task: Task, images: Images, rows: Sequence[Row], folder: Path
+) -> dict[str, list[GalleryItem]]:
+    """Draws the best and the worst maps of each method, by insertion if it is there.
+
+    Images that cannot be read any more are left out.
+    """
+    metrics = task.config.metrics
+    metric = "insertion" if "insertion" in metrics else metrics[0]
+    sign = 1 if METRICS[metric].better == "lower" else -1
+    chosen = []
+    for label in task.methods:
+        known = [
+            row
+            for row in rows
+            if row["method"] == label and row.get("metrics", {}).get(metric) is not None
+        ]
+        known.sort(key=lambda row: sign * row["metrics"][metric])
+        count = min(GALLERY, len(known) // 2)
+        chosen += [("best", row) for row in known[:count]]
+        chosen += [("worst", row) for row in known[len(known) - count :]]
+    maps = read_maps(folder, {(row["id"], row["method"]) for _, row in chosen})
+    gallery: dict[str, list[GalleryItem]] = {label: [] for label in task.methods}
+    for end, row in chosen:
+        inputs = images[row["index"]].inputs
+        if inputs is None:
+            continue
+        name = row["target_name"] or str(row["target"])
+        values = torch.tensor(maps[row["id"], row["method"]])[None, None]
+        drawn = panels(task.picture(inputs[None]), {name: values})
+        png = png_of(drawn, GALLERY_DOTS_PER_INCH)
+        value = row["metrics"][metric]
+        gallery[row["method"]].append(GalleryItem(end, row["id"], value, png))
+    return gallery
+
+
+def check_sanity(task: Task, images: Images, rows: Sequence[Row]) -> Section:
+    """Randomises the model, and tells how the maps of the first images change."""
+    title = "Randomisation of the model"
+    targets = {row["index"]: row["target"] for row in rows if "target" in row}
+    chosen = list(itertools.islice(targets.items(), task.config.sanity))
+    if not chosen:
+        return Section(title, "There is no image to explain.")
+    try:
+        curves = {label: _curve(task, images, label, chosen) for label in task.methods}
+    # The report is worth more than this part of it.
+    except Exception as error:
+        return Section(title, f"It failed: {type(error).__name__}: {one_line(error)}")
+    stages = [stage or "(model)" for stage, _ in next(iter(curves.values()))]
+    table = Table(
+        ("method", *stages),
+        [
+            (label, *(f"{value:.2f}" for _, value in points))
+            for label, points in curves.items()
+        ],
+    )
+    text = (
+        f"Mean rank correlation of the maps of {len(chosen)} images with those of the "
+        "trained model, as its parameters are randomised from the head down to each "
+        "module (Adebayo et al. 2018). Lower is better; maps that are never negative "
+        "correlate somewhat in any case. Flat maps do not count."
+    )
+    drawn = png_of(sanity_figure(curves), DOTS_PER_INCH)
+    picture = Picture("sanity.png", "Mean rank correlation by method", drawn)
+    return Section(title, text, tables=(table,), pictures=(picture,))
+
+
+def _curve(
+    task: Task, images: Images, label: str, chosen: Sequence[tuple[int, int]]
+) -> list[tuple[str, float]]:
+    """Returns the stages and the mean rank correlation, one image at a time."""
+
+    def explain(model: Module, layer: Module) -> Tensor:
+        explain_one = task.of_another(model, layer).explain(label)
+        maps: list[Tensor] = []
+        for index, target in chosen:
+            inputs = images[index].inputs
+            if inputs is not None:
+                maps.append(explain_one(inputs[None].to(task.device), target=target))
+        return torch.cat(maps)
+
+    name = task.config.layer or task.classifier.last_spatial_layer or ""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*: the maps of examples")
+        points = randomization_curves(task.model, name, explain, seed=task.config.seed)
+    return [(stage, values.nanmean().item()) for stage, values in points]

@@ -1,0 +1,173 @@
+"""What every image of an evaluation goes through: a model, a layer, and methods."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import Module
+
+from captum_unioncam.evaluation.config import ConfigError, EvaluationConfig, one_line
+from captum_unioncam.evaluation.data import unit_range
+from captum_unioncam.evaluation.registry import METRICS, Measurement, Method
+from captum_unioncam.models import Classifier, load_classifier
+
+SIDE = 224  # of the paper's images
+
+Methods = dict[str, tuple[Method, dict[str, Any]]]
+
+
+class CountedCalls:
+    """A function of inputs, and how many examples went through it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.examples = 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.examples += len(args[0])
+        return self.function(*args)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loaded model, and the methods to explain it by.
+
+    Attributes:
+        config (EvaluationConfig): What to evaluate.
+        classifier (Classifier): The model, and how it is shown an image.
+        model (Module): The model, on its device.
+        layer (Module): The layer to explain.
+        forward_func (CountedCalls): Runs the model.
+        scoring_func (CountedCalls): Runs it for masked passes, maybe faster.
+        black (Tensor): A black image as the model sees it, (1, 3, H, W).
+        device (torch.device): Where the model is.
+        methods (dict): The methods and their options, by label.
+    """
+
+    config: EvaluationConfig
+    classifier: Classifier
+    model: Module
+    layer: Module
+    forward_func: CountedCalls
+    scoring_func: CountedCalls
+    black: Tensor
+    device: torch.device
+    methods: Methods
+
+    @property
+    def forwards(self) -> int:
+        """Examples that went through the model so far."""
+        return sum(calls.examples for calls in {self.forward_func, self.scoring_func})
+
+    def explain(self, label: str, **options: Any) -> Callable[..., Any]:
+        """Returns the ``attribute`` of a method, with its options."""
+        method, own = self.methods[label]
+        offered = {
+            "theta": self.config.theta,
+            "max_channels": self.config.max_channels,
+            "baselines": self.black,
+            "scoring_func": self.scoring_func,
+            **options,
+        }
+        return method.explain(self.forward_func, self.layer, own, **offered)
+
+    def of_another(self, model: Module, layer: Module) -> "Task":
+        """Returns this task for another model of the same kind."""
+        forward_func = CountedCalls(model)
+        return dataclasses.replace(
+            self,
+            model=model,
+            layer=layer,
+            forward_func=forward_func,
+            scoring_func=forward_func,
+        )
+
+    def picture(self, inputs: Tensor) -> Tensor:
+        """Returns images, (N, 3, H, W) as the model sees them, in [0, 1]."""
+        white = self.classifier.preprocess(_plain("white")).to(inputs)
+        black = self.black.to(inputs)
+        return ((inputs - black) / (white - black)).clamp(0, 1)
+
+
+def load_task(config: EvaluationConfig, methods: Methods, device: torch.device) -> Task:
+    """Loads the model, and tries every method and metric on a black image.
+
+    Raises:
+        ConfigError: If a method or a metric cannot run.
+        ModelError: If the model, its weights or its layer cannot be had.
+    """
+    classifier = load_classifier(config.model, config.weights)
+    if config.preprocessing == "unit":
+        classifier = dataclasses.replace(classifier, preprocess=unit_range(SIDE))
+    model = classifier.model.to(device)
+
+    def counted(function: Callable[..., Any]) -> CountedCalls:
+        return CountedCalls(_autocast(function, device) if config.amp else function)
+
+    forward_func = counted(model)
+    compiled = counted(torch.compile(model, dynamic=True)) if config.compile else None
+    black = classifier.preprocess(_plain("black"))
+    task = Task(
+        config,
+        classifier,
+        model,
+        classifier.layer(config.layer),
+        forward_func,
+        compiled or forward_func,
+        black.unsqueeze(0).to(device),
+        device,
+        methods,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a black image has flat maps
+        _try(task)
+    return task
+
+
+def _plain(colour: str) -> Image.Image:
+    return Image.new("RGB", (2 * SIDE, 2 * SIDE), colour)
+
+
+def _autocast(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Returns a model in bfloat16 where that is safe, with float32 outputs."""
+
+    def forward_func(*args: Any) -> Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            output: Tensor = function(*args)
+        return output.float()
+
+    return forward_func
+
+
+def _try(task: Task) -> None:
+    """Refuses what would fail for every image."""
+    trial = "the methods"
+    try:
+        for trial in task.methods:
+            maps = task.explain(trial, max_channels=1)(task.black, target=0)
+            if isinstance(maps, tuple):
+                raise ConfigError("`layer` has several tensors; choose another")
+        label = next(iter(task.methods))
+        measurement = Measurement(
+            task.scoring_func,
+            task.black,
+            maps,
+            [0],
+            task.black,
+            task.explain(label, max_channels=1),
+            [torch.ones(1, *task.black.shape[2:], dtype=torch.bool)],
+            1,
+            [0],
+        )
+        for trial in task.config.metrics:
+            METRICS[trial].measure(measurement)
+    except ConfigError:
+        raise
+    # Captum asserts that the layer runs; a metric may lack its package.
+    except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"{trial} cannot run: {one_line(error)}") from error
