@@ -117,8 +117,11 @@ def _outside_inference_mode(value: Any) -> Any:
 
 
 def _in_place_of(original: Tensor, replacement: Tensor) -> Tensor:
-    """Returns a copy of the replacement, laid out in memory as the original."""
-    return torch.empty_like(original).copy_(replacement)
+    """Returns a copy of the replacement, in the original's type and memory format."""
+    layout = torch.contiguous_format  # which a model may rely on, to view it
+    if original.dim() == 4 and not original.is_contiguous():
+        layout = torch.channels_last
+    return replacement.to(original.dtype).clone(memory_format=layout)
 
 
 def _check_rows(output: Any, rows: int) -> Tensor:

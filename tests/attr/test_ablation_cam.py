@@ -8,7 +8,7 @@ from reference import Model
 from reference_family import ablation_cam
 from torch import nn
 
-from captum_unioncam import AblationCAM
+from captum_unioncam import AblationCAM, ReciproCAM
 
 TOLERANCE = {"rtol": 0, "atol": 1e-9}
 
@@ -386,3 +386,24 @@ def test_refuses_a_score_func_that_is_no_function_and_baselines():
         cam.attribute(inputs, target=0, score_func=3)
     with pytest.raises(TypeError, match="baselines"):
         cam.attribute(inputs, target=0, baselines=0)
+
+
+@pytest.mark.parametrize("method", [AblationCAM, ReciproCAM])
+def test_a_model_may_view_what_takes_the_layers_place(method):
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 3)
+            self.layer = nn.ReLU()
+            self.head = nn.Linear(75, 2)
+
+        def forward(self, image):
+            maps = self.layer(self.conv(image).contiguous())
+            return self.head(maps.view(len(maps), -1))
+
+    torch.manual_seed(0)
+    net, inputs = Viewing().double(), torch.rand(2, 2, 7, 7, dtype=torch.float64)
+    reshaped = nn.Sequential(net.conv, net.layer, nn.Flatten(), net.head)
+    expected = method(reshaped, net.layer).attribute(inputs, target=1)
+    actual = method(net, net.layer).attribute(inputs, target=1)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
