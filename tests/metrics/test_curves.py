@@ -140,6 +140,18 @@ def test_a_batch_gives_what_its_examples_give_alone():
             assert torch.allclose(batch, chunked, rtol=0, atol=1e-12)
 
 
+def test_memory_is_bounded_by_the_chunk_not_by_the_steps():
+    sizes = []
+
+    def forward_func(image):
+        sizes.append(len(image))
+        return total(image)
+
+    inputs, maps = torch.rand(2, 1, 30), torch.rand(2, 1, 30)
+    deletion(forward_func, inputs, maps, steps=25, perturbations_per_eval=4)
+    assert max(sizes) == 8 and sum(sizes) == 2 + 2 * 25
+
+
 def test_more_steps_than_pixels_are_allowed():
     area, curve = deletion(total, *fixed(), steps=8, return_curve=True)
     assert curve[0, ::2].tolist() == [10, 9, 7, 4, 0]
