@@ -10,7 +10,7 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -409,12 +409,10 @@ def _report(
         "images": count,
         "seed": task.config.seed,
     }
-    write: Callable[..., Any] = partial(write_report, folder, rows, context)
-    write()
+    write_report(folder, rows, context)  # safe before what may still take long
+    further = [check_sanity(task, images, rows)] if task.config.sanity else []
     gallery = make_gallery(task, images, rows, folder)
-    write(gallery)
-    if task.config.sanity:
-        write(gallery, [check_sanity(task, images, rows)])
+    write_report(folder, rows, context, gallery, further)
     return rows
 
 

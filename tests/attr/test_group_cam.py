@@ -338,27 +338,6 @@ def test_the_size_of_a_chunk_changes_nothing(perturbations):
 
 
 @may_be_flat
-def test_progress_is_shown_if_asked_and_no_more(capsys):
-    net, inputs = Case().build(3)
-    cam = GroupCAM(net, net.layer)
-    cam.attribute(inputs, target=0)
-    assert capsys.readouterr().err == ""
-    cam.attribute(inputs, target=0, show_progress=True)
-    assert "GroupCAM" in capsys.readouterr().err
-
-
-@may_be_flat
-def test_a_map_does_not_depend_on_its_batch():
-    net, inputs = Case().build(3)
-    cam = GroupCAM(net, net.layer)
-    batch = cam.attribute(inputs, target=[0, 2, 1])
-    singles = [
-        cam.attribute(inputs[i : i + 1], target=t) for i, t in enumerate([0, 2, 1])
-    ]
-    assert torch.allclose(batch, torch.cat(singles), rtol=0, atol=1e-12)
-
-
-@may_be_flat
 def test_explains_the_layers_input_if_asked():
     net, inputs = Case().build(1)
     net.layer = nn.Tanh()
@@ -406,75 +385,6 @@ def test_grad_kwargs_reach_autograd():
     cam = GroupCAM(net, net.layer)
     with pytest.raises(RuntimeError, match="not have been used"):
         cam.attribute(inputs, target=0, grad_kwargs={"materialize_grads": False})
-
-
-@may_be_flat
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_score_that_is_not_finite_makes_the_map_of_its_example_nan(value):
-    net, inputs = Case().build(0)
-
-    def forward_func(image, number):  # one more output, which numbers the examples
-        return torch.cat([net(image), number[:, None]], 1)
-
-    def score_func(output):
-        return torch.where(output[:, 3:] == 1, value, output)
-
-    options = {"target": 0, "additional_forward_args": torch.arange(3.0).double()}
-    cam = GroupCAM(forward_func, net.layer)
-    with pytest.warns(UserWarning, match=r"GroupCAM: .* examples \[1\] are NaN"):
-        maps = cam.attribute(inputs, **options, score_func=score_func)
-    assert maps[1].isnan().all() and maps[[0, 2]].isfinite().all()
-
-
-class Bounded(nn.Module):
-    """An identity layer whose infinite activations leave the output finite."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Identity()
-
-    def forward(self, image):
-        return torch.tanh(self.layer(image)).sum((1, 2))[:, None]
-
-
-def test_one_infinite_activation_makes_the_whole_map_nan():
-    net = Bounded()
-    inputs = example([1, 2, torch.inf], [2, 0, 1])
-    inputs = torch.cat([inputs, example([1, 2, 3], [2, 0, 1])])
-    with pytest.warns(UserWarning, match=r"GroupCAM: .* examples \[0\] are NaN"):
-        maps = GroupCAM(net, net.layer).attribute(inputs)
-    assert maps[0].isnan().all() and maps[1].isfinite().all()
-
-
-class Roots(nn.Module):
-    """The sum of square roots, whose gradient at 0 is infinite."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Identity()
-
-    def forward(self, image):
-        return self.layer(image).sqrt().sum((1, 2))[:, None]
-
-
-def test_an_infinite_gradient_of_finite_activations_makes_the_map_nan():
-    net = Roots()
-    inputs = torch.cat([example([0, 1, 4]), example([1, 9, 4])])
-    with pytest.warns(UserWarning, match=r"GroupCAM: .* examples \[0\] are NaN"):
-        maps = GroupCAM(net, net.layer).attribute(inputs)
-    assert maps[0].isnan().all() and maps[1].isfinite().all()
-
-
-@may_be_flat
-def test_an_example_that_is_not_finite_is_all_nan_and_named():
-    net, inputs = Case().build(2)
-    cam = GroupCAM(net, net.layer)
-    expected = cam.attribute(inputs, target=0)
-    inputs[1, 0, 3, 3] = torch.nan
-    with pytest.warns(UserWarning, match=r"GroupCAM: .* examples \[1\] are NaN"):
-        actual = cam.attribute(inputs, target=0)
-    assert actual[1].isnan().all()
-    assert torch.allclose(actual[[0, 2]], expected[[0, 2]], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["groups", "perturbations_per_eval"])
