@@ -34,12 +34,15 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parallel.scatter_gather import scatter
 
+from captum_unioncam._maps import looks_channels_last
+
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 __all__ = [
     "LayerCall",
     "ModelCall",
+    "ReshapeTransform",
     "TargetType",
     "as_tuple",
     "attribution_method",
@@ -51,6 +54,14 @@ __all__ = [
 ]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+# From a layer's tensor, of any shape, to (N, K, *spatial).
+ReshapeTransform = Callable[[Tensor], Tensor]
+
+ONLY_MOVES = (
+    "`reshape_transform` must only move and drop the entries of the layer's tensor: "
+    "this method puts other entries in their places. Leave out its arithmetic."
+)
 
 
 def attribution_method(method: Method) -> Method:
@@ -116,12 +127,43 @@ def _outside_inference_mode(value: Any) -> Any:
     return value
 
 
-def _in_place_of(original: Tensor, replacement: Tensor) -> Tensor:
-    """Returns a copy of the replacement, in the original's type and memory format."""
-    layout = torch.contiguous_format  # which a model may rely on, to view it
-    if original.dim() == 4 and not original.is_contiguous():
-        layout = torch.channels_last
-    return replacement.to(original.dtype).clone(memory_format=layout)
+def _sources(original: Tensor, reshape_transform: ReshapeTransform) -> Tensor:
+    """Returns where a transform takes each entry from, (1, entries), as positions.
+
+    A transform moves a tensor of positions as it moves any other.
+    """
+    positions = torch.arange(original[0].numel(), device=original.device)
+    try:
+        moved = reshape_transform(positions.view(1, *original.shape[1:]))
+    except (RuntimeError, TypeError) as error:  # arithmetic that refuses integers
+        raise ValueError(ONLY_MOVES) from error
+    if moved.dtype != positions.dtype:
+        raise ValueError(ONLY_MOVES)
+    return moved.flatten(1)
+
+
+def _check_only_moves(
+    original: Tensor, reshaped: Tensor, reshape_transform: ReshapeTransform
+) -> None:
+    """Refuses a transform whose entries cannot be put back."""
+    if len(original) == 0:
+        return
+    sources = _sources(original, reshape_transform)
+    own, entries = original.flatten(1), reshaped.flatten(1)
+    fits = sources.shape[1] == entries.shape[1] and sources.max() < own.shape[1]
+    if not fits or not torch.equal(
+        own.gather(1, sources.expand(len(own), -1)).nan_to_num(), entries.nan_to_num()
+    ):
+        raise ValueError(ONLY_MOVES)
+
+
+def _put_back(
+    original: Tensor, reshaped: Tensor, reshape_transform: ReshapeTransform
+) -> Tensor:
+    """Returns the original with entries where a transform would take them from."""
+    sources = _sources(original, reshape_transform).expand(len(original), -1)
+    entries = reshaped.flatten(1).to(original.dtype)
+    return original.flatten(1).scatter(1, sources, entries).view(original.shape)
 
 
 def _check_rows(output: Any, rows: int) -> Tensor:
@@ -209,10 +251,16 @@ class LayerCall(ModelCall):
     layer: Module
     device_ids: list[int] | None
     attribute_to_layer_input: bool
+    reshape_transform: ReshapeTransform | None
 
-    def activations(self) -> tuple[Tensor, ...]:
-        """Returns the layer's tensors. Cost: one forward pass of the batch."""
-        activations = _forward_layer_eval(
+    def activations(self, replaceable: bool = False) -> tuple[Tensor, ...]:
+        """Returns the layer's tensors, reshaped. Cost: one forward pass of the batch.
+
+        Args:
+            replaceable (bool, optional): Refuse a ``reshape_transform`` that
+                ``run_replacing`` cannot undo. Default: False
+        """
+        originals = _forward_layer_eval(
             self.forward_func,
             self.cloned_inputs(),
             self.layer,
@@ -220,7 +268,11 @@ class LayerCall(ModelCall):
             device_ids=self.device_ids,
             attribute_to_layer_input=self.attribute_to_layer_input,
         )
-        return self._checked(activations)
+        activations = self._reshaped(originals)
+        if replaceable and self.reshape_transform is not None:
+            for pair in zip(originals, activations, strict=True):
+                _check_only_moves(*pair, self.reshape_transform)
+        return activations
 
     def activations_and_gradients(
         self, grad_kwargs: dict[str, Any] | None
@@ -265,7 +317,7 @@ class LayerCall(ModelCall):
                 attribute_to_layer_input=self.attribute_to_layer_input,
                 grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
             )
-        return self._checked(activations), tuple(g.detach() for g in gradients)
+        return self._reshaped(activations), self._reshaped(gradients)
 
     def run_counting(
         self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None
@@ -294,8 +346,8 @@ class LayerCall(ModelCall):
             inputs (tuple[Tensor, ...]): Inputs, (P, ...) each.
             args (tuple): Additional arguments for them.
             place (int): Which of the layer's tensors to replace.
-            replacement (Tensor): Its new value, (P, K, *spatial). The model may change
-                it.
+            replacement (Tensor): Its new value, (P, K, *spatial), as if it had been
+                reshaped. The model may change it.
             runs (int): How often the layer runs in one pass. The last run is the one
                 that the activations are of.
         """
@@ -311,8 +363,8 @@ class LayerCall(ModelCall):
                 return None
             tensors = inp if out is None else out
             if not isinstance(tensors, tuple | list):
-                return _in_place_of(tensors, by_device[device])
-            own = _in_place_of(tensors[place], by_device[device])
+                return self._in_place_of(tensors, by_device[device])
+            own = self._in_place_of(tensors[place], by_device[device])
             parts = [*tensors[:place], own, *tensors[place + 1 :]]
             made: Any = getattr(tensors, "_make", type(tensors))  # a namedtuple's
             return made(parts)
@@ -332,19 +384,62 @@ class LayerCall(ModelCall):
         finally:
             handle.remove()
 
-    def _checked(self, activations: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Returns detached activations, once they are known to be spatial."""
-        for activation in activations:
-            shape = tuple(activation.shape)
-            if not 3 <= len(shape) <= 5:
-                raise ValueError(
-                    "`layer` must have an activation of shape (N, K, *spatial) with "
-                    f"one to three spatial dimensions, got {shape}; choose a layer "
-                    "before pooling and flattening."
-                )
-            if shape[0] != self.batch_size:
-                raise ValueError(
-                    "`layer` must keep one row for each example: expected a first "
-                    f"dimension of {self.batch_size}, got the shape {shape}."
-                )
-        return tuple(activation.detach() for activation in activations)
+    def _in_place_of(self, original: Tensor, replacement: Tensor) -> Tensor:
+        """Returns a copy of the replacement, in the original's form and memory format.
+
+        What the transform drops, such as a class token, stays the original's.
+        """
+        if self.reshape_transform is not None:
+            replacement = _put_back(original, replacement, self.reshape_transform)
+        layout = torch.contiguous_format  # which a model may rely on, to view it
+        if original.dim() == 4 and not original.is_contiguous():
+            layout = torch.channels_last
+        return replacement.to(original.dtype).clone(memory_format=layout)
+
+    def _reshaped(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Returns detached tensors (N, K, *spatial), or refuses them."""
+        detached = tuple(tensor.detach() for tensor in tensors)
+        if self.reshape_transform is None:
+            for tensor in detached:
+                self._refuse_tokens(tuple(tensor.shape))
+        else:
+            detached = tuple(map(self.reshape_transform, detached))
+        for tensor in detached:
+            self._check_spatial(tensor)
+        return detached
+
+    def _check_spatial(self, tensor: Any) -> None:
+        name = "`layer`" if self.reshape_transform is None else "`reshape_transform`"
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name} must return a Tensor, got a {type(tensor).__name__}."
+            )
+        shape = tuple(tensor.shape)
+        if not 3 <= len(shape) <= 5:
+            raise ValueError(
+                f"{name} must have an activation of shape (N, K, *spatial) with one to "
+                f"three spatial dimensions, got {shape}; choose a layer before pooling "
+                "and flattening."
+            )
+        if shape[0] != self.batch_size:
+            raise ValueError(
+                f"{name} must keep one row for each example: expected a first "
+                f"dimension of {self.batch_size}, got the shape {shape}."
+            )
+
+    def _refuse_tokens(self, shape: tuple[int, ...]) -> None:
+        """Refuses what would be taken for channels, and is something else."""
+        sizes = [tuple(inp.shape[2:]) for inp in self.inputs]
+        ranks = {len(size) for size in sizes}
+        if len(shape) == 3 and 1 not in ranks and ranks & {2, 3}:
+            reason, helper = "tokens, (N, T, D), of images", "vit_reshape"
+        elif looks_channels_last(shape, sizes):
+            reason, helper = "its channels in the last place", "swin_reshape"
+        else:
+            return
+        raise ValueError(
+            f"`layer` has {reason}: an activation of shape {shape} for inputs of the "
+            f"sizes {sizes}; give reshape_transform=captum_unioncam.{helper}, or your "
+            "own function to (N, K, *spatial) (torch.nn.Identity() if the second "
+            "dimension does hold the channels)."
+        )

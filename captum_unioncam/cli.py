@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam import UnionCAM, UnionCAMDetails, __version__
+from captum_unioncam._captum import ReshapeTransform
 from captum_unioncam._scoring import confidence
 from captum_unioncam.evaluation import (
     METHODS,
@@ -41,12 +42,12 @@ from captum_unioncam.evaluation.config import (
 )
 from captum_unioncam.evaluation.report import png_of
 from captum_unioncam.evaluation.rows import strict_json, write_whole
+from captum_unioncam.layers import hint
 from captum_unioncam.metrics import confidence_kept
 from captum_unioncam.models import (
     DEFAULT_MODEL,
     Classifier,
     ModelError,
-    hint,
     load_classifier,
 )
 
@@ -284,6 +285,7 @@ class _Scene:
 
     model: Module
     layer: Module
+    reshape_transform: ReshapeTransform | None
     inputs: Tensor  # (1, 3, H, W)
     black: Tensor  # a black image, as the model sees it
     picture: Tensor  # the image in [0, 1], as the model sees it
@@ -297,8 +299,9 @@ def _explain(options: argparse.Namespace) -> None:
     device = resolve_device(options.device)
     image = _read_image(options.image)
     classifier = load_classifier(options.model, options.weights)
-    layer_name = options.layer or classifier.last_spatial_layer
+    layer_name = options.layer or classifier.default_layer
     layer = classifier.layer(layer_name)
+    reshape_transform = classifier.reshape_transform(layer_name)
     model = classifier.model.to(device)
     inputs = _shown(classifier, image, device)
     black = _shown(classifier, _plain(image, 0), device)
@@ -308,7 +311,7 @@ def _explain(options: argparse.Namespace) -> None:
         scores = confidence(model(inputs))[0]
     target = _target(options.target, classifier.categories, scores)
     picture = ((inputs - black) / (white - black)).clamp(0, 1)
-    scene = _Scene(model, layer, inputs, black, picture, target)
+    scene = _Scene(model, layer, reshape_transform, inputs, black, picture, target)
     try:
         if methods is None:
             figure, result = _components(scene, options)
@@ -355,7 +358,8 @@ def _components(
     scene: _Scene, options: argparse.Namespace
 ) -> tuple["Figure", dict[str, Any]]:
     """Draws the paper's Figure 1 for an image: components, fusion, selection."""
-    attributions, details = UnionCAM(scene.model, scene.layer).attribute(
+    cam = UnionCAM(scene.model, scene.layer, reshape_transform=scene.reshape_transform)
+    attributions, details = cam.attribute(
         scene.inputs,
         target=scene.target,
         theta=options.theta,
@@ -383,6 +387,7 @@ def _comparison(
             scene.model,
             scene.layer,
             own,
+            reshape_transform=scene.reshape_transform,
             theta=options.theta,
             baselines=scene.black,
             max_channels=options.max_channels,

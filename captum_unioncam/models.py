@@ -4,42 +4,33 @@ Weights, preprocessing and class names come from the models' own metadata. torch
 and the packages of the ``demo`` extra are imported when a model is loaded, not before.
 """
 
-import difflib
 import functools
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import Module
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from captum_unioncam._captum import ReshapeTransform
+from captum_unioncam.layers import (
+    find_layer,
+    hint,
+    named_layer,
+    swin_reshape,
+    vit_reshape,
+)
 
 DEFAULT_MODEL = "efficientnet_lite0"
 
-# The last spatial activation before the head, by class of torchvision's models: the
-# head pools or flattens it. Tested on a model of each class by running it.
-LAST_SPATIAL_LAYERS = {
-    "AlexNet": "features",
-    "ConvNeXt": "features",
-    "DenseNet": "features",
-    "EfficientNet": "features",
-    "GoogLeNet": "inception5b",
-    "Inception3": "Mixed_7c",
-    "MNASNet": "layers",
-    "MaxVit": "blocks.3",
-    "MobileNetV2": "features",
-    "MobileNetV3": "features",
-    "RegNet": "trunk_output",
-    "ResNet": "layer4",
-    "ShuffleNetV2": "conv5",
-    "SqueezeNet": "features",
-    "SwinTransformer": "permute",
-    "VGG": "features",
+# How to read the layers of a transformer, by its class in torchvision, and the first
+# part of a layer's name.
+RESHAPE_TRANSFORMS: Mapping[str, Mapping[str, ReshapeTransform]] = {
+    "SwinTransformer": {"features": swin_reshape, "norm": swin_reshape},
+    "VisionTransformer": {"encoder": vit_reshape},
 }
 
 
@@ -56,38 +47,51 @@ class Classifier:
         model (Module): Returns logits, (N, classes).
         preprocess (Callable): From a PIL image to the model's input, (C, H, W).
         categories (list[str]): Class names by index; empty if they are not known.
-        last_spatial_layer (str or None): Dotted name of the last spatial activation
-            before the head; None if the model has none.
     """
 
     name: str
     model: Module
-    preprocess: Callable[["Image"], Tensor]
+    preprocess: Callable[[Image.Image], Tensor]
     categories: list[str]
-    last_spatial_layer: str | None
+
+    @functools.cached_property
+    def default_layer(self) -> str:
+        """The dotted name of the last spatial activation before the head.
+
+        Of a vision transformer, the normalised input of the last block: the patch
+        tokens after it change nothing. Cost: 1 forward pass, the first time.
+
+        Raises:
+            ModelError: If the model has no such layer.
+        """
+        names: dict[Module, str] = {
+            layer: name for name, layer in self.model.named_modules()
+        }
+        if type(self.model).__name__ == "VisionTransformer":
+            return [name for name in names.values() if name.endswith(".ln_1")][-1]
+        grey = Image.new("RGB", (256, 256), "grey")
+        device = next(self.model.parameters()).device
+        inputs = self.preprocess(grey).unsqueeze(0).to(device)
+        try:
+            return names[find_layer(self.model, inputs)]
+        except ValueError as error:
+            raise ModelError(f"{self.name}: {error}") from error
 
     def layer(self, name: str | None = None) -> Module:
-        """Returns the layer of a dotted name, or the last spatial activation.
+        """Returns the layer of a dotted name, or the default one.
 
         Raises:
             ModelError: If there is no layer of this name, or none to choose.
         """
-        if name is None and self.last_spatial_layer is None:
-            raise ModelError(
-                f"{self.name} has no known last spatial activation; name a layer whose "
-                "activation is (N, K, H, W)"
-            )
-        layers = dict(self.model.named_modules())
-        name = name or self.last_spatial_layer or ""
-        if name not in layers or not name:
-            raise ModelError(f"{self.name} has no layer {name!r}{hint(name, layers)}")
-        return cast(Module, layers[name])
+        try:
+            return named_layer(self.model, name or self.default_layer)
+        except ValueError as error:
+            raise ModelError(f"{self.name}: {error}") from error
 
-
-def hint(name: str, names: Iterable[str]) -> str:
-    """Returns "; did you mean ...?" for a name that is close to some, else nothing."""
-    close = difflib.get_close_matches(name, list(names))
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    def reshape_transform(self, name: str | None = None) -> ReshapeTransform | None:
+        """Returns how to read a layer, or the default one; None for a ConvNet's."""
+        room = (name or self.default_layer).partition(".")[0]
+        return RESHAPE_TRANSFORMS.get(type(self.model).__name__, {}).get(room)
 
 
 def load_classifier(name: str = DEFAULT_MODEL, weights: str = "default") -> Classifier:
@@ -134,8 +138,7 @@ def _load_lite(weights: str) -> Classifier:
     build = functools.partial(EfficientNet.from_name, "efficientnet-lite0")
     model = build(**_num_classes(state, build))
     categories = EfficientNet_B0_Weights.DEFAULT.meta["categories"]
-    # A module that the stem uses first, and the head's convolution last.
-    return _classifier(DEFAULT_MODEL, model, state, preprocess, categories, "_swish")
+    return _classifier(DEFAULT_MODEL, model, state, preprocess, categories)
 
 
 def _load_torchvision(name: str, weights: str) -> Classifier:
@@ -159,9 +162,8 @@ def _load_torchvision(name: str, weights: str) -> Classifier:
             f"the weights of {name} cannot be downloaded ({error}); give a state dict "
             f"as weights, or use {DEFAULT_MODEL}, whose weights need no download"
         ) from error
-    layer = LAST_SPATIAL_LAYERS.get(type(model).__name__)
     categories = metadata.meta["categories"]
-    return _classifier(name, model, state, metadata.transforms(), categories, layer)
+    return _classifier(name, model, state, metadata.transforms(), categories)
 
 
 def _read_state(path: str) -> dict[str, Tensor]:
@@ -214,9 +216,8 @@ def _classifier(
     name: str,
     model: Module,
     state: dict[str, Tensor] | None,
-    preprocess: Callable[["Image"], Tensor],
+    preprocess: Callable[[Image.Image], Tensor],
     categories: list[str],
-    layer: str | None,
 ) -> Classifier:
     """Finishes a classifier: state, mode, and names where they are its own classes."""
     if state is not None:
@@ -227,4 +228,4 @@ def _classifier(
             raise ModelError(f"the weights do not fit {name}: {reason} ...") from error
     if len(list(model.state_dict().values())[-1]) != len(categories):
         categories = []
-    return Classifier(name, model.eval(), preprocess, categories, layer)
+    return Classifier(name, model.eval(), preprocess, categories)

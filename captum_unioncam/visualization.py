@@ -1,11 +1,17 @@
-"""Pictures of maps over their image, on top of captum.attr.visualization."""
+"""Pictures of maps over their images, on top of captum.attr.visualization.
+
+Images are tensors, (N, C, H, W), as the model takes them. Every function returns a
+matplotlib Figure that is not shown: ``figure.savefig("maps.png")``, or its name at the
+end of a notebook's cell.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from captum.attr import visualization
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,54 +20,203 @@ from torch import Tensor
 from captum_unioncam._maps import at_least_float32, to_mask
 
 Array = npt.NDArray[np.floating[Any]]
+Statistics = float | Sequence[float] | Tensor | None
 
 PANEL_INCHES = 2.8
+WIDEST_INCHES = 20.0
 MOST_COLUMNS = 6
 MARK_COLOUR = "tab:red"
 
+# How far un-normalised images may leave [0, 1] by rounding.
+RANGE_TOLERANCE = 1e-2
 
-def panels(
-    image: Tensor, maps: Mapping[str, Tensor], marked: tuple[str, ...] = ()
+
+def overlays(
+    inputs: Tensor,
+    attributions: Tensor,
+    titles: Sequence[str] | None = None,
+    *,
+    mean: Statistics = None,
+    std: Statistics = None,
+    color_bar: bool = False,
 ) -> Figure:
-    r"""Draws an image, and maps of it as overlays, in rows of six at most.
+    r"""Draws the map of each image over it, in rows of six at most.
 
     Each map is shown as the mask that UnionCAM scores: resized to the image, then
-    scaled to [0, 1]. A flat map is all zeros.
+    scaled to [0, 1]. An image whose map is flat, or NaN, is shown alone.
 
     Args:
-        image (Tensor): The image in [0, 1], (1, 3, H, W).
-        maps (Mapping[str, Tensor]): A map for each title, (1, 1, h, w).
-        marked (tuple[str, ...], optional): Titles of the panels to frame. Default: ()
+        inputs (Tensor): Images, (N, 3, H, W) or grey (N, 1, H, W): in [0, 1], or
+            normalised by ``mean`` and ``std``.
+        attributions (Tensor): Their maps, (N, 1, h, w).
+        titles (Sequence[str], optional): A title for each image. Default: None
+        mean (float, Sequence[float] or Tensor, optional): What was subtracted from
+            each channel. Default: None, which is 0
+        std (float, Sequence[float] or Tensor, optional): By what each channel was
+            divided. Default: None, which is 1
+        color_bar (bool, optional): Add a colour bar to each panel. Default: False
 
     Returns:
         *matplotlib.figure.Figure*, not shown.
+
+    Raises:
+        ValueError: If the images are not (N, 3, H, W) or (N, 1, H, W), or not in [0, 1]
+            without their mean and std; if there is not one map or title for each.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.visualization import overlays
+        >>> figure = overlays(torch.rand(2, 3, 32, 32), torch.rand(2, 1, 4, 4))
+        >>> len(figure.axes)
+        2
     """
-    picture = at_least_float32(image[0].detach()).permute(1, 2, 0).cpu().numpy()
-    height, width = picture.shape[:2]
-    count = 1 + len(maps)
-    rows = math.ceil(count / MOST_COLUMNS)
-    columns = math.ceil(count / rows)
-    size = (PANEL_INCHES * columns * width / height, PANEL_INCHES * 1.1 * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[count:]:
+    pictures = _pictures(inputs, mean, std)
+    masks = _masks("attributions", attributions, inputs)
+    titles = [""] * len(inputs) if titles is None else list(titles)
+    if len(titles) != len(inputs):
+        raise ValueError(
+            f"`titles` must be one for each of {len(inputs)} images, got {len(titles)}."
+        )
+    rows = math.ceil(len(inputs) / MOST_COLUMNS)
+    figure, axes = _grid(rows, math.ceil(len(inputs) / max(rows, 1)), pictures)
+    for axis, picture, mask, title in zip(axes, pictures, masks, titles, strict=False):
+        _draw(figure, axis, picture, mask, title, color_bar)
+    for axis in axes[len(inputs) :]:
         axis.remove()
-    masks = {
-        title: to_mask(at_least_float32(values.detach()), (height, width))[0, 0]
-        for title, values in maps.items()
-    }
-    _draw(figure, axes[0], picture, None, "image")
-    for axis, (title, mask) in zip(axes[1:count], masks.items(), strict=True):
-        _draw(figure, axis, picture, mask.cpu().numpy(), title)
-        if title in marked:
-            axis.title.set_color(MARK_COLOUR)
-            for spine in axis.spines.values():
-                spine.set(color=MARK_COLOUR, linewidth=3)
     return figure
 
 
+def panels(
+    inputs: Tensor,
+    maps: Mapping[str, Tensor],
+    marked: Sequence[str] = (),
+    *,
+    mean: Statistics = None,
+    std: Statistics = None,
+    color_bar: bool = False,
+) -> Figure:
+    r"""Draws images beside their maps by several methods, for comparison.
+
+    One image and its maps fill rows of six panels at most; several images have a row
+    each, and the methods a column. Maps are shown as in :func:`overlays`.
+
+    Args:
+        inputs (Tensor): Images, (N, 3, H, W) or grey (N, 1, H, W): in [0, 1], or
+            normalised by ``mean`` and ``std``.
+        maps (Mapping[str, Tensor]): Maps of all images for each title, (N, 1, h, w).
+        marked (Sequence[str], optional): Titles of the panels to frame. Default: ()
+        mean, std, color_bar: See :func:`overlays`.
+
+    Returns:
+        *matplotlib.figure.Figure*, not shown.
+
+    Raises:
+        ValueError: As :func:`overlays`, or if ``marked`` has a title that no map has.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.visualization import panels
+        >>> maps = {"one": torch.rand(2, 1, 4, 4), "two": torch.zeros(2, 1, 4, 4)}
+        >>> len(panels(torch.rand(2, 3, 32, 32), maps, mean=0.0, std=1.0).axes)
+        6
+    """
+    pictures = _pictures(inputs, mean, std)
+    masks = {title: _masks(title, values, inputs) for title, values in maps.items()}
+    unknown = [title for title in marked if title not in maps]
+    if unknown:
+        raise ValueError(
+            f"`marked` must be titles of `maps`, got {unknown}; they are {list(maps)}."
+        )
+    count = 1 + len(maps)
+    rows, columns = len(inputs), count
+    if rows == 1:
+        rows = math.ceil(count / MOST_COLUMNS)
+        columns = math.ceil(count / rows)
+    figure, axes = _grid(rows, columns, pictures)
+    for number, picture in enumerate(pictures):
+        start = number * columns
+        _draw(figure, axes[start], picture, None, "" if number else "image", False)
+        for axis, title in zip(axes[start + 1 :], masks, strict=False):
+            mask = masks[title][number]
+            _draw(figure, axis, picture, mask, "" if number else title, color_bar)
+            if title in marked:
+                axis.title.set_color(MARK_COLOUR)
+                for spine in axis.spines.values():
+                    spine.set(color=MARK_COLOUR, linewidth=3)
+    for axis in axes[len(inputs) * columns if len(inputs) > 1 else count :]:
+        axis.remove()
+    return figure
+
+
+def _pictures(inputs: Tensor, mean: Statistics, std: Statistics) -> list[Array]:
+    """Returns images as Captum draws them, (H, W, 3) in [0, 1]."""
+    shape = tuple(inputs.shape)
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise ValueError(
+            "`inputs` must be images of shape (N, 3, H, W) or (N, 1, H, W), got "
+            f"{shape}."
+        )
+    images = at_least_float32(inputs.detach()).cpu()
+    if std is not None:
+        images = images * _for_channels("std", std, images)
+    if mean is not None:
+        images = images + _for_channels("mean", mean, images)
+    if images.numel():
+        low, high = (float(value) for value in images.aminmax())
+        if not (-RANGE_TOLERANCE <= low and high <= 1 + RANGE_TOLERANCE):
+            raise ValueError(
+                f"`inputs` must be in [0, 1], got values from {low:.3g} to {high:.3g}; "
+                "give the `mean` and the `std` by which they were normalised."
+            )
+    pictures = images.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    return list(pictures.numpy())
+
+
+def _for_channels(name: str, values: Statistics, images: Tensor) -> Tensor:
+    """Returns a number for each channel, (channels, 1, 1), or one for all."""
+    numbers = torch.as_tensor(values, dtype=images.dtype, device="cpu").flatten()
+    if len(numbers) not in (1, images.shape[1]):
+        raise ValueError(
+            f"`{name}` must be one number, or one for each of {images.shape[1]} "
+            f"channels, got {len(numbers)}."
+        )
+    return numbers.view(-1, 1, 1)
+
+
+def _masks(name: str, maps: Tensor, inputs: Tensor) -> list[Array]:
+    """Returns maps as masks of their images, (H, W) each."""
+    shape = tuple(maps.shape)
+    if len(shape) != 4 or shape[1] != 1 or len(maps) != len(inputs):
+        raise ValueError(
+            f"`{name}`: maps must be ({len(inputs)}, 1, h, w) for {len(inputs)} "
+            f"images, got {shape}."
+        )
+    masks = to_mask(at_least_float32(maps.detach()), inputs.shape[2:])
+    return list(masks[:, 0].cpu().numpy())
+
+
+def _grid(rows: int, columns: int, pictures: list[Array]) -> tuple[Figure, list[Axes]]:
+    """Returns a figure of panels in the images' proportions."""
+    if not pictures:
+        raise ValueError("`inputs` must hold at least one image, got none.")
+    height, width = pictures[0].shape[:2]
+    side = min(PANEL_INCHES, WIDEST_INCHES / (columns * width / height))
+    figure = Figure(
+        figsize=(side * columns * width / height, side * 1.1 * rows),
+        layout="constrained",
+    )
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+
+
 def _draw(
-    figure: Figure, axis: Axes, picture: Array, mask: Array | None, title: str
+    figure: Figure,
+    axis: Axes,
+    picture: Array,
+    mask: Array | None,
+    title: str,
+    color_bar: bool,
 ) -> None:
     """Draws one panel; a mask that is all zeros, or NaN, shows the image alone."""
     # Captum cannot normalize a map without a positive value.
@@ -74,6 +229,7 @@ def _draw(
         plt_fig_axis=(figure, axis),
         outlier_perc=0,
         cmap="jet",
+        show_colorbar=color_bar and not blank,
         title=title,
         use_pyplot=False,
     )

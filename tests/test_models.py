@@ -7,11 +7,8 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from captum_unioncam.models import (
-    LAST_SPATIAL_LAYERS,
-    ModelError,
-    load_classifier,
-)
+from captum_unioncam import swin_reshape, vit_reshape
+from captum_unioncam.models import Classifier, ModelError, load_classifier
 
 # One small member of each class of torchvision's classifiers, and its head: what pools
 # or flattens, and what follows.
@@ -36,19 +33,6 @@ HEADS = {
 }
 
 
-def test_every_class_with_a_default_layer_is_run():
-    classes = {
-        type(models.get_model(name, weights=None, **quick(name))).__name__
-        for name in HEADS
-        if name != "efficientnet_lite0"
-    }
-    assert classes == set(LAST_SPATIAL_LAYERS)
-
-
-def quick(name):
-    return {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-
-
 @pytest.mark.filterwarnings("ignore:.*initialization:FutureWarning")
 @pytest.mark.parametrize("name", HEADS)
 def test_the_default_layer_is_the_last_spatial_activation_before_the_head(name):
@@ -63,20 +47,37 @@ def test_the_default_layer_is_the_last_spatial_activation_before_the_head(name):
     with torch.no_grad():
         assert classifier.model(inputs).shape == (1, 1000)
     names = [layer for layer, _ in events]
-    last = len(names) - 1 - names[::-1].index(classifier.last_spatial_layer)
+    last = len(names) - 1 - names[::-1].index(classifier.default_layer)
     activation = events[last][1]
     assert activation.dim() == 4 and min(activation.shape[2:]) > 1
     after = {layer.split(".")[0] for layer in names[last + 1 :]}
     assert after == set(HEADS[name])
-    assert classifier.layer() is classifier.layer(classifier.last_spatial_layer)
+    assert classifier.layer() is classifier.layer(classifier.default_layer)
     assert not classifier.model.training
 
 
-def test_a_model_of_tokens_has_no_default_layer():
+def test_a_vision_transformer_is_explained_before_its_last_attention():
     classifier = load_classifier("vit_b_16", "none")
-    with pytest.raises(ModelError, match="vit_b_16 has no known last spatial"):
-        classifier.layer()
+    blocks = classifier.model.encoder.layers
+    assert classifier.layer() is blocks.encoder_layer_11.ln_1
+    assert classifier.reshape_transform() is vit_reshape
+    assert classifier.reshape_transform("encoder.ln") is vit_reshape
     assert classifier.layer("conv_proj") is classifier.model.conv_proj
+    assert classifier.reshape_transform("conv_proj") is None
+
+
+def test_the_layers_of_swin_have_channels_last_but_the_default():
+    classifier = load_classifier("swin_t", "none")
+    assert classifier.reshape_transform() is None
+    assert classifier.reshape_transform("features.5") is swin_reshape
+    assert classifier.reshape_transform("norm") is swin_reshape
+
+
+def test_a_model_without_a_spatial_layer_names_the_way_out():
+    preprocess = load_classifier("resnet18", "none").preprocess
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 224 * 224, 2))
+    with pytest.raises(ModelError, match="flat: `model` has no layer .* yourself"):
+        Classifier("flat", flat, preprocess, []).layer()
 
 
 def test_preprocessing_and_names_are_the_weights_own():
@@ -161,7 +162,7 @@ def test_refuses_what_is_not_there():
     classifier = load_classifier("resnet18", "none")
     with pytest.raises(ModelError, match="no layer 'layer5'; did you mean 'layer"):
         classifier.layer("layer5")
-    with pytest.raises(ModelError, match="no layer 'xyz'$"):
+    with pytest.raises(ModelError, match="no layer 'xyz'; it has 'conv1', 'bn1'"):
         classifier.layer("xyz")
 
 

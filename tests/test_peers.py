@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerGradCam
 from reference import Model, min_max, relu, resize, to_mask
 from torch import nn
 
@@ -20,6 +19,7 @@ from captum_unioncam import (
     ISCAM,
     SSCAM,
     AblationCAM,
+    GradCAM,
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
@@ -43,7 +43,7 @@ FAR = 0.01
 
 # Ours, torchcam's (None: it has none, or it is another formula) and grad-cam's.
 GRADIENT_CAMS = {
-    "grad_cam": (LayerGradCam, torchcam.methods.GradCAM, grad_cam.GradCAM),
+    "grad_cam": (GradCAM, torchcam.methods.GradCAM, grad_cam.GradCAM),
     "grad_cam_plus_plus": (GradCAMPlusPlus, None, grad_cam.GradCAMPlusPlus),
     "x_grad_cam": (XGradCAM, torchcam.methods.XGradCAM, grad_cam.XGradCAM),
     "hi_res_cam": (HiResCAM, None, grad_cam.HiResCAM),
@@ -110,9 +110,7 @@ def raw(output):
 
 def ours(cam, net, inputs, target=TARGETS, **options):
     """Our maps, (N, *layer_size)."""
-    if cam is LayerGradCam:
-        options["relu_attributions"] = True
-    elif cam in (ScoreCAM, SSCAM, ISCAM, AblationCAM):
+    if cam in (ScoreCAM, SSCAM, ISCAM, AblationCAM):
         options["score_func"] = raw
     return cam(net, net.layer).attribute(inputs, target, **options)[:, 0].detach()
 

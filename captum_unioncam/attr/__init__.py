@@ -4,6 +4,7 @@ from captum_unioncam.attr._weighted_cam import GradientCAM
 from captum_unioncam.attr.ablation_cam import AblationCAM
 from captum_unioncam.attr.denoised_grad_cam import DenoisedGradCAM
 from captum_unioncam.attr.fusion_cam import FusionCAM
+from captum_unioncam.attr.grad_cam import GradCAM
 from captum_unioncam.attr.grad_cam_plus_plus import GradCAMPlusPlus
 from captum_unioncam.attr.group_cam import GroupCAM
 from captum_unioncam.attr.hi_res_cam import HiResCAM
@@ -20,6 +21,7 @@ __all__ = [
     "AblationCAM",
     "DenoisedGradCAM",
     "FusionCAM",
+    "GradCAM",
     "GradCAMPlusPlus",
     "GradientCAM",
     "GroupCAM",

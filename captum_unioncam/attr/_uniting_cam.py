@@ -10,7 +10,7 @@ from captum.attr import LayerAttribution
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam._captum import LayerCall
+from captum_unioncam._captum import LayerCall, ReshapeTransform
 from captum_unioncam._maps import at_least_float32
 from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
 from captum_unioncam.attr._masking_cam import Region, score_regions
@@ -41,29 +41,38 @@ class UnitingCAM(ScoringCAM, ABC):
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module,
+        layer: Module | str,
         device_ids: list[int] | None = None,
         *,
+        reshape_transform: ReshapeTransform | None = None,
         gradient_cam: LayerAttribution | None = None,
         region_cam: LayerAttribution | None = None,
         scoring_func: Callable[..., Any] | None = None,
     ) -> None:
         r"""
         Args:
-            forward_func, layer, device_ids, scoring_func: See :class:`ScoreCAM`.
+            forward_func, layer, device_ids, reshape_transform, scoring_func: See
+                :class:`ScoreCAM`.
             gradient_cam (LayerAttribution, optional): Makes the gradient map in place
                 of the default: any instance that returns (N, 1, *layer_size), such as
                 Captum's LayerGradCam. It is called with Captum's common arguments only
-                (``theta`` and ``grad_kwargs`` are not for it), and its map is
+                (``theta`` and ``grad_kwargs`` are not for it), has a
+                ``reshape_transform`` of its own if it needs one, and its map is
                 rectified. Default: None
             region_cam (LayerAttribution, optional): Makes the region map, likewise
                 (``max_channels`` is not for it). Default: None
 
         Raises:
-            TypeError: If ``layer`` is not a module, a part is not an instance, or
-                ``scoring_func`` is not callable.
+            TypeError: If a part is not an instance, or as :class:`ScoreCAM`.
+            ValueError: As :class:`ScoreCAM`.
         """
-        super().__init__(forward_func, layer, device_ids, scoring_func=scoring_func)
+        super().__init__(
+            forward_func,
+            layer,
+            device_ids,
+            reshape_transform=reshape_transform,
+            scoring_func=scoring_func,
+        )
         _check_part("gradient_cam", gradient_cam)
         _check_part("region_cam", region_cam)
         self.gradient_cam = gradient_cam

@@ -25,12 +25,14 @@ from torch.nn import Module
 
 from captum_unioncam._captum import (
     LayerCall,
+    ReshapeTransform,
     TargetType,
     attribution_method,
     format_output,
     warn_user,
 )
 from captum_unioncam._maps import at_least_float32, is_flat
+from captum_unioncam.layers import resolved_layer
 
 LISTED_EXAMPLES = 10
 
@@ -41,26 +43,35 @@ class CAMAttribution(LayerAttribution):
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module,
+        layer: Module | str,
         device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
     ) -> None:
         r"""
         Args:
             forward_func (Callable or torch.nn.Module): The model, or any function of
                 the inputs that runs it.
-            layer (torch.nn.Module): The layer whose channels make the map.
+            layer (torch.nn.Module or str): The layer whose channels make the map, or
+                its dotted name where ``forward_func`` is a module, such as
+                ``"layer4.1"``. :func:`.find_layer` finds one.
             device_ids (list[int], optional): Only if ``forward_func`` applies a
                 DataParallel model without being one. Default: None
+            reshape_transform (Callable, optional): From the layer's tensor to (N, K,
+                *spatial), such as :func:`.vit_reshape`; applied to
+                activations and gradients alike. Default: None, for a layer that is (N,
+                K, *spatial) already
 
         Raises:
-            TypeError: If ``layer`` is not a module.
+            TypeError: If ``layer`` is neither a module nor a name,
+                ``reshape_transform`` is not callable, or ``forward_func`` is not the
+                module to look a name up in.
+            ValueError: If ``forward_func`` has no layer of this name.
         """
-        if not isinstance(layer, Module):
-            raise TypeError(
-                f"`layer` must be a torch.nn.Module, got {layer!r}; pass the module "
-                "itself, such as model.layer4."
-            )
-        LayerAttribution.__init__(self, forward_func, layer, device_ids)
+        check_callable("reshape_transform", reshape_transform)
+        module = resolved_layer(forward_func, layer)
+        LayerAttribution.__init__(self, forward_func, module, device_ids)
+        self.reshape_transform = reshape_transform
 
     @classmethod
     def get_name(cls) -> str:
@@ -69,7 +80,7 @@ class CAMAttribution(LayerAttribution):
 
     @property
     def multiplies_by_inputs(self) -> bool:
-        """False: a map is local, in the sense of captum.metrics.infidelity."""
+        """Is False: a map is local, in the sense of captum.metrics.infidelity."""
         return False
 
     def _prepare(
@@ -89,6 +100,7 @@ class CAMAttribution(LayerAttribution):
             # DataParallel on the CPU has no devices, and needs none.
             device_ids=self.device_ids or None,
             attribute_to_layer_input=attribute_to_layer_input,
+            reshape_transform=self.reshape_transform,
         )
 
     def _deliver(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,27 +130,28 @@ class ScoringCAM(CAMAttribution, PerturbationAttribution):
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module,
+        layer: Module | str,
         device_ids: list[int] | None = None,
         *,
+        reshape_transform: ReshapeTransform | None = None,
         scoring_func: Callable[..., Any] | None = None,
     ) -> None:
         r"""
         Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of
-                the inputs that runs it.
-            layer (torch.nn.Module): The layer whose channels make the map.
-            device_ids (list[int], optional): Only if ``forward_func`` applies a
-                DataParallel model without being one. Default: None
+            forward_func, layer, device_ids, reshape_transform: See
+                :class:`GradientCAM`.
             scoring_func (Callable, optional): Computes what ``forward_func`` computes,
                 only faster, for the masked passes, such as
                 ``torch.compile(model, dynamic=True)``. The layer is read from
                 ``forward_func`` all the same. Default: None, which is ``forward_func``
 
         Raises:
-            TypeError: If ``layer`` is not a module, or ``scoring_func`` not callable.
+            TypeError: If ``scoring_func`` is not callable, or as :class:`GradientCAM`.
+            ValueError: As :class:`GradientCAM`.
         """
-        CAMAttribution.__init__(self, forward_func, layer, device_ids)
+        CAMAttribution.__init__(
+            self, forward_func, layer, device_ids, reshape_transform=reshape_transform
+        )
         PerturbationAttribution.__init__(self, forward_func)
         check_callable("scoring_func", scoring_func)
         self.scoring_func = scoring_func
@@ -153,11 +166,17 @@ class GradientCAM(CAMAttribution, GradientAttribution, ABC):
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module,
+        layer: Module | str,
         device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
     ) -> None:
-        CAMAttribution.__init__(self, forward_func, layer, device_ids)
+        CAMAttribution.__init__(
+            self, forward_func, layer, device_ids, reshape_transform=reshape_transform
+        )
         GradientAttribution.__init__(self, forward_func)
+
+    __init__.__doc__ = CAMAttribution.__init__.__doc__
 
     @abstractmethod
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -206,7 +225,8 @@ class GradientCAM(CAMAttribution, GradientAttribution, ABC):
             NaN; such examples, and flat maps, give a warning that names them.
 
         Raises:
-            ValueError: If the layer is not spatial.
+            ValueError: If the layer is not spatial, or has tokens or channels in the
+                last place without a ``reshape_transform``.
 
         Examples::
 

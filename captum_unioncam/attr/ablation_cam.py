@@ -37,6 +37,9 @@ class AblationCAM(CAMAttribution, PerturbationAttribution):
     weights are divided by :math:`|y|`, because a negative raw output would invert the
     map, and are 0 where y is 0.
 
+    Note: A ``reshape_transform`` may only move and drop entries of the layer's tensor,
+    because others are put in their places; a class token stays as it is.
+
     Note: Where the layer runs several times in one forward pass, its last run is
     explained and replaced. In train mode every pass moves the buffers of batch
     normalisation: call ``model.eval()`` first.
@@ -80,7 +83,7 @@ class AblationCAM(CAMAttribution, PerturbationAttribution):
         )
         description = self.get_name() if show_progress else None
         outputs = []
-        for place, activations in enumerate(call.activations()):
+        for place, activations in enumerate(call.activations(replaceable=True)):
             scorer = ActivationScorer(
                 call, activations, place, score_func, perturbations_per_eval
             )

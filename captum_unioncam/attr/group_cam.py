@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam._captum import (
+    ReshapeTransform,
     TargetType,
     attribution_method,
     format_output,
@@ -73,12 +74,19 @@ class GroupCAM(ScoringCAM, GradientAttribution):
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module,
+        layer: Module | str,
         device_ids: list[int] | None = None,
         *,
+        reshape_transform: ReshapeTransform | None = None,
         scoring_func: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(forward_func, layer, device_ids, scoring_func=scoring_func)
+        super().__init__(
+            forward_func,
+            layer,
+            device_ids,
+            reshape_transform=reshape_transform,
+            scoring_func=scoring_func,
+        )
         GradientAttribution.__init__(self, forward_func)
 
     @attribution_method

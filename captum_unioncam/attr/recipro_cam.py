@@ -34,6 +34,9 @@ class ReciproCAM(CAMAttribution, PerturbationAttribution):
     Note: The masks are single positions, the default of the authors' code. Its
     alternative, a Gaussian of 3 x 3 positions, is left out.
 
+    Note: A ``reshape_transform`` may only move and drop entries of the layer's tensor,
+    because others are put in their places; a class token stays as it is.
+
     Note: Where the layer runs several times in one forward pass, its last run is
     explained and replaced. In train mode every pass moves the buffers of batch
     normalisation: call ``model.eval()`` first.
@@ -72,7 +75,7 @@ class ReciproCAM(CAMAttribution, PerturbationAttribution):
         )
         description = self.get_name() if show_progress else None
         outputs = []
-        for place, activations in enumerate(call.activations()):
+        for place, activations in enumerate(call.activations(replaceable=True)):
             scorer = ActivationScorer(
                 call, activations, place, score_func, perturbations_per_eval
             )

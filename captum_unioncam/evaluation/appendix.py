@@ -110,7 +110,7 @@ def _curve(
                 maps.append(explain_one(inputs[None].to(task.device), target=target))
         return torch.cat(maps)
 
-    name = task.config.layer or task.classifier.last_spatial_layer or ""
+    name = task.config.layer or task.classifier.default_layer
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*: the maps of examples")
         points = randomization_curves(task.model, name, explain, seed=task.config.seed)

@@ -67,7 +67,9 @@ class EvaluationConfig:
     output: str = _option("folder of the results; made if there is none")
     model: str = _option("efficientnet_lite0, or a model of torchvision", DEFAULT_MODEL)
     weights: str = _option("default, none, or a file with a state dict", "default")
-    layer: str | None = _option("dotted name (default: last spatial activation)", None)
+    layer: str | None = _option(
+        "dotted name (default: the last spatial activation)", None
+    )
     methods: tuple[str, ...] = _option(
         "names with commas, all for all; options as in unioncam:theta=30",
         tuple(METHODS),

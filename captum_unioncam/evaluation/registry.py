@@ -3,12 +3,12 @@
 import ast
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from captum.attr import LayerAttribution, LayerGradCam
+from captum.attr import LayerAttribution
 from captum.metrics import (
     infidelity,
     infidelity_perturb_func_decorator,
@@ -19,7 +19,7 @@ from torch.nn import Module
 
 from captum_unioncam import attr, metrics
 from captum_unioncam.adapters import to_input
-from captum_unioncam.models import hint
+from captum_unioncam.layers import hint
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Method:
             numbers, ``live`` channels (not flat), ``used`` channels (not all zero) and
             ``positions`` of the layer.
         departures (str): How the map departs from the paper's, in short.
-        options (Mapping[str, Any]): Keywords of every call of ``attribute``.
         ignores (frozenset[str]): Options of the same name as other methods' that mean
             something else here.
     """
@@ -48,13 +47,12 @@ class Method:
     needs_gradients: bool
     forwards: str
     departures: str
-    options: Mapping[str, Any] = field(default_factory=dict)
     ignores: frozenset[str] = frozenset()
 
     def explain(
         self,
         forward_func: Callable[..., Any],
-        layer: Module,
+        layer: Module | str,
         own: Mapping[str, Any] | None = None,
         **offered: Any,
     ) -> Callable[..., Any]:
@@ -62,7 +60,7 @@ class Method:
 
         Args:
             forward_func (Callable or torch.nn.Module): The model.
-            layer (torch.nn.Module): The layer.
+            layer (torch.nn.Module or str): The layer, or its dotted name.
             own (Mapping[str, Any], optional): Options of ``attribute`` for this method.
                 Default: None
             offered (Any): Options of the constructor and of ``attribute`` for several
@@ -73,8 +71,7 @@ class Method:
         built = _known(self.attribution, offered)
         cam = self.attribution(forward_func, layer, **built)
         known = _known(self.attribution.attribute, offered)
-        options = {**self.options, **known, **(own or {})}
-        explain: Callable[..., Any] = partial(cam.attribute, **options)
+        explain: Callable[..., Any] = partial(cam.attribute, **{**known, **(own or {})})
         return explain
 
 
@@ -158,14 +155,13 @@ METHODS: Mapping[str, Method] = {
         departures="negative contributions count as 0; fused at the layer's size",
     ),
     "gradcam": Method(
-        "LayerGradCam",
-        LayerGradCam,
-        "Selvaraju et al. 2017 (Captum's own)",
+        "GradCAM",
+        attr.GradCAM,
+        "Selvaraju et al. 2017",
         "https://arxiv.org/abs/1610.02391",
         needs_gradients=True,
         forwards="1",
-        departures="none, with relu_attributions=True",
-        options={"relu_attributions": True},
+        departures="none; Captum's LayerGradCam with relu_attributions=True",
     ),
     "gradcamplusplus": Method(
         "GradCAMPlusPlus",

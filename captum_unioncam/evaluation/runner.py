@@ -47,7 +47,7 @@ from captum_unioncam.evaluation.rows import (
     write_whole,
 )
 from captum_unioncam.evaluation.task import Methods, Task, load_task
-from captum_unioncam.models import hint
+from captum_unioncam.layers import hint
 
 CONFIG_FILE = "config.json"
 MAP_DIGITS = 5

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam._maps import at_least_float32
+from captum_unioncam.layers import named_layer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -236,23 +237,13 @@ def randomization_curves(
         >>> [(name, tuple(values.shape)) for name, values in curves]
         [('trained', (3,)), ('3', (3,)), ('0', (3,))]
     """
-    trained = explain(model, _layer(model, layer_name))
+    trained = explain(model, named_layer(model, layer_name))
     ones = at_least_float32(trained.new_ones(len(trained)))
     curves = [("trained", ones)]
     for name, randomized in cascade(model, stages, seed):
-        maps = explain(randomized, _layer(randomized, layer_name))
+        maps = explain(randomized, named_layer(randomized, layer_name))
         curves.append((name, spearman(trained, maps)))
     return curves
-
-
-def _layer(model: Module, name: str) -> Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(
-            f"`layer_name` must be the dotted name of a module of the model, got "
-            f"{name!r} ({error}); see model.named_modules()."
-        ) from error
 
 
 def sanity_figure(curves: Mapping[str, list[tuple[str, float]]]) -> "Figure":

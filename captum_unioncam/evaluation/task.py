@@ -72,6 +72,7 @@ class Task:
             "max_channels": self.config.max_channels,
             "baselines": self.black,
             "scoring_func": self.scoring_func,
+            "reshape_transform": self.classifier.reshape_transform(self.config.layer),
             **options,
         }
         return method.explain(self.forward_func, self.layer, own, **offered)

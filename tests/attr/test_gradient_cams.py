@@ -1,4 +1,4 @@
-"""The CAMs of one backward pass, Grad-CAM++ to LayerCAM: by hand and in loops."""
+"""The CAMs of one backward pass, Grad-CAM to LayerCAM: by hand and in loops."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,10 @@ from nets import CASES, Case, Weighed, example
 from reference import Model
 from torch import nn
 
-from captum_unioncam import GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
+from captum_unioncam import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 
 REFERENCES = {
+    GradCAM: family.grad_cam,
     GradCAMPlusPlus: family.grad_cam_plus_plus,
     XGradCAM: family.x_grad_cam,
     HiResCAM: family.hi_res_cam,
@@ -54,7 +55,7 @@ def test_the_cases_have_gradients_of_both_signs_and_maps_that_differ(cam):
     assert all((array < 0).any() and (array > 0).any() for array in tensors)
     maps = [reference(*tensors) for reference in REFERENCES.values()]
     differ = [not np.allclose(REFERENCES[cam](*tensors), other) for other in maps]
-    assert sum(differ) == 3 and all(other.any() for other in maps)
+    assert sum(differ) == len(REFERENCES) - 1 and all(other.any() for other in maps)
 
 
 @every_cam
@@ -67,6 +68,22 @@ def test_explains_the_layers_input_if_asked(cam):
     expected = cam(net, net.second).attribute(inputs, target=1)
     assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
     assert not torch.allclose(actual, cam(net, net.layer).attribute(inputs, target=1))
+
+
+def test_grad_cam_by_hand():
+    # Means of the gradients 1 and -1: [1 * 2 - 1 * 1, 1 * -1 - 1 * 1, 1 * 3 - 1 * 1].
+    net = Weighed([[0, 3, 0], [-2, 1, -2]])
+    assert explain(GradCAM, net, example([2, -1, 3], [1, 1, 1])) == [1, 0, 2]
+
+
+@may_be_flat
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_grad_cam_is_captums_rectified(case):
+    net, inputs = case.build(2)
+    actual = GradCAM(net, net.layer).attribute(inputs, target=1)
+    captums = LayerGradCam(net, net.layer)
+    expected = captums.attribute(inputs, target=1, relu_attributions=True)
+    assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-15)
 
 
 def test_grad_cam_plus_plus_by_hand():
@@ -151,7 +168,7 @@ def test_layer_cam_of_negative_gradients_is_zero_where_hi_res_cam_is_not():
         assert explain(LayerCAM, net, inputs) == [0, 0]
 
 
-@pytest.mark.parametrize("cam", [HiResCAM, XGradCAM])
+@pytest.mark.parametrize("cam", [GradCAM, HiResCAM, XGradCAM])
 def test_a_pooled_linear_head_makes_it_grad_cam(cam):
     # There the gradient of a channel is one number, which is all three weights.
     net, inputs = Case(pooled=True).build(1)
@@ -179,7 +196,7 @@ def test_a_channel_of_zeros_adds_nothing(cam):
 
 @every_cam
 def test_an_example_that_is_not_finite_is_all_nan_and_named(cam):
-    net, inputs = Case().build(4)
+    net, inputs = Case().build(0)
     expected = cam(net, net.layer).attribute(inputs, target=1)
     inputs[1, 0, 3, 3] = torch.nan
     message = rf"{cam.__name__}: the maps of examples \[1\] are NaN"

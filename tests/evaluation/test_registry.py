@@ -5,11 +5,10 @@ import warnings
 
 import pytest
 import torch
-from captum.attr import LayerAttribution, LayerGradCam
+from captum.attr import LayerAttribution
 from torch import nn
 
 from captum_unioncam import attr
-from captum_unioncam.attr._weighted_cam import CAMAttribution
 from captum_unioncam.evaluation import METHODS, Method, registry
 
 # A flat or a broken map warns, and may cost fewer passes.
@@ -83,16 +82,10 @@ def concrete_attributions():
 
 
 def test_every_public_attribution_is_listed_once_and_nothing_else():
-    ours = [
-        entry.attribution
-        for entry in METHODS.values()
-        if issubclass(entry.attribution, CAMAttribution)
-    ]
+    ours = [entry.attribution for entry in METHODS.values()]
     assert len(set(ours)) == len(ours)
     assert set(ours) == set(concrete_attributions())
     assert attr.UnionCAM in ours
-    others = [e.attribution for e in METHODS.values() if e.attribution not in ours]
-    assert others == [LayerGradCam]
 
 
 def test_abstract_templates_are_public_and_not_listed():
@@ -107,9 +100,8 @@ def test_abstract_templates_are_public_and_not_listed():
 
 @every_entry
 def test_names_are_class_names_in_lower_case(name):
-    captums = {LayerGradCam: "gradcam"}
     attribution = METHODS[name].attribution
-    assert name == captums.get(attribution, attribution.__name__.lower())
+    assert name == attribution.__name__.lower()
     assert METHODS[name].title == attribution.__name__
 
 
@@ -126,9 +118,7 @@ def test_options_and_ignored_options_are_the_methods_own(name):
     entry = METHODS[name]
     known = inspect.signature(entry.attribution.attribute).parameters
     constructors = inspect.signature(entry.attribution).parameters
-    assert set(entry.options) <= set(known)
     assert entry.ignores <= set(known) | set(constructors)
-    assert entry.ignores.isdisjoint(entry.options)
 
 
 def test_titles_are_unique():
@@ -170,10 +160,7 @@ def test_methods_without_gradients_explain_models_without_a_graph(name, net, ima
     def explain():
         return METHODS[name].explain(graphless, net.layer)(images, target=0)
 
-    if METHODS[name].attribution is LayerGradCam:
-        with pytest.raises(RuntimeError, match="does not require grad"):
-            explain()
-    elif METHODS[name].needs_gradients:
+    if METHODS[name].needs_gradients:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             explain()
@@ -295,17 +282,6 @@ def test_options_that_nobody_offers_keep_their_defaults(recorded):
     assert recorded[1:] == [("inputs", None, 10.0, None, False)]
 
 
-def test_options_of_the_entry_are_always_passed_and_may_be_overruled(recorded):
-    entry = entry_of(options={"relu": True})
-    entry.explain("model", "layer", theta=5)("inputs")
-    entry.explain("model", "layer", relu=False)("inputs")
-    assert recorded[1::2] == [
-        ("inputs", None, 5, None, True),
-        ("inputs", None, 10.0, None, False),
-    ]
-    assert entry.options == {"relu": True}
-
-
 def test_ignored_options_are_left_out_everywhere(recorded):
     entry = entry_of(ignores=frozenset({"baselines", "scoring_func"}))
     entry.explain("model", "layer", baselines=1, scoring_func="faster", theta=5)("x")
@@ -323,7 +299,6 @@ def test_a_bag_of_options_equals_the_methods_own(name, net, images):
         "groups": 5,
         "perturbations_per_eval": 4,
         "score_func": torch.sigmoid,
-        "relu_attributions": True,
         "no_such_option": 1,
     }
     maps = entry.explain(net, net.layer, **offered)(images, target=0)
@@ -331,7 +306,7 @@ def test_a_bag_of_options_equals_the_methods_own(name, net, images):
     own = {k: v for k, v in offered.items() if k in known and k not in entry.ignores}
     cam = entry.attribution(net, net.layer)
     assert torch.equal(maps, cam.attribute(images, target=0, **own))
-    if set(own) - {"perturbations_per_eval", "relu_attributions"}:
+    if set(own) - {"perturbations_per_eval"}:
         plain = entry.explain(net, net.layer)(images, target=0)
         assert not torch.allclose(maps, plain, **SAME)
 
@@ -342,13 +317,6 @@ def test_groupcam_keeps_its_blurred_baselines(net, images):
     maps = explain(images, target=0)
     assert torch.equal(maps, cam.attribute(images, 0))
     assert not torch.allclose(maps, cam.attribute(images, 0, baselines=0.25), **SAME)
-
-
-def test_captums_gradcam_is_rectified():
-    net = WideNet()
-    maps = METHODS["gradcam"].explain(net, net.layer)(torch.rand(2, 1, *SIZE), 1)
-    assert not maps.any()  # the second output depends on nothing
-    assert METHODS["gradcam"].options == {"relu_attributions": True}
 
 
 # Labels

@@ -317,7 +317,7 @@ def test_flat_maps_are_nan_at_their_stages():
 
 
 def test_an_unknown_layer_is_named():
-    with pytest.raises(ValueError, match="`layer_name` must .*'features.9'"):
+    with pytest.raises(ValueError, match="`layer`: .* has no layer 'features.9'"):
         randomization_curves(
             trained(), "features.9", grad_cam(torch.rand(1, 1, 12, 12))
         )

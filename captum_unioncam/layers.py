@@ -1,0 +1,335 @@
+"""Which layer to explain, and how to read it.
+
+A layer may be given as a module, or by its dotted name. :func:`find_layer` finds one by
+running the model. A transformer's layer has tokens, or its channels last: a
+``reshape_transform`` such as :func:`vit_reshape` makes them the channels of a map.
+"""
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+
+from captum_unioncam._captum import as_tuple
+from captum_unioncam._maps import looks_channels_last
+
+__all__ = ["find_layer", "swin_reshape", "vit_reshape"]
+
+# Their outputs have the features in the last dimension, by definition.
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention, nn.RNNBase)
+
+# The first step of a head: their outputs are no activations of their own.
+ADAPTIVE_POOLING = tuple(
+    getattr(nn, f"Adaptive{kind}Pool{rank}d")
+    for kind in ("Avg", "Max")
+    for rank in (1, 2, 3)
+)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def hint(name: str, names: Iterable[str]) -> str:
+    """Returns "; did you mean ...?" for a name that is close to some, else nothing."""
+    names = list(names)
+    ends = [known for known in names if name and known.endswith(f".{name}")]
+    close = [*ends, *difflib.get_close_matches(name, names)]
+    shown = list(dict.fromkeys(close))[:3]
+    return f"; did you mean {' or '.join(map(repr, shown))}?" if shown else ""
+
+
+def named_layer(model: Module, name: str) -> Module:
+    """Returns the module of a dotted name, as in ``model.named_modules()``.
+
+    Raises:
+        ValueError: If there is none; the message names the closest.
+    """
+    layers: dict[str, Module] = dict(model.named_modules())
+    del layers[""]
+    if name not in layers:
+        raise ValueError(
+            f"`layer`: {type(model).__name__} has no layer {name!r}"
+            f"{hint(name, layers) or f'; it has {_listed(layers)}.'}"
+        )
+    return layers[name]
+
+
+def resolved_layer(forward_func: Any, layer: Module | str) -> Module:
+    """Returns a layer that is given as a module, or by its dotted name.
+
+    Raises:
+        TypeError: If it is neither, or a name without a model to look it up in.
+        ValueError: If the model has no layer of this name.
+    """
+    if isinstance(layer, Module):
+        return layer
+    if not isinstance(layer, str):
+        raise TypeError(
+            f"`layer` must be a torch.nn.Module or its dotted name, got {layer!r}; "
+            "pass the module itself, such as model.layer4."
+        )
+    if not isinstance(forward_func, Module):
+        raise TypeError(
+            f"`layer` may be a name, {layer!r}, only if `forward_func` is the module "
+            f"to look it up in, got {forward_func!r}; pass the layer's module itself."
+        )
+    return named_layer(forward_func, layer)
+
+
+def _listed(names: Iterable[str]) -> str:
+    top = [repr(name) for name in names if "." not in name]
+    return ", ".join(top) or "none"
+
+
+def vit_reshape(
+    tokens: Tensor, prefix_tokens: int = 1, grid: Sequence[int] | None = None
+) -> Tensor:
+    r"""Makes the tokens of a vision transformer the channels of a map.
+
+    A ``reshape_transform`` for the layers of a ViT, DeiT or DINO: the class token and
+    the register tokens are dropped, and the patch tokens, row by row, form the grid.
+    ``functools.partial(vit_reshape, prefix_tokens=5)`` sets its arguments.
+
+    In a ViT whose head reads the class token, the patch tokens after the last attention
+    change nothing, and have zero gradients: explain the input of the last block, such
+    as ``model.encoder.layers[-1].ln_1`` of torchvision's.
+
+    Args:
+        tokens (Tensor): The layer's tensor, (N, prefix_tokens + positions, D).
+        prefix_tokens (int, optional): Tokens before those of the patches: 1 for a class
+            token, 5 with four registers, 0 for none, as in HuggingFace's Swin. Default:
+            1
+        grid (Sequence[int], optional): Positions in each direction, (rows, columns), or
+            three numbers for a video. Default: None, which is the square that the
+            patch tokens form
+
+    Returns:
+        *Tensor*, (N, D, *grid).
+
+    Raises:
+        ValueError: If the tensor is not (N, T, D), or the patch tokens do not form the
+            grid.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam import vit_reshape
+        >>> vit_reshape(torch.rand(2, 197, 768)).shape
+        torch.Size([2, 768, 14, 14])
+        >>> vit_reshape(torch.rand(2, 20, 8), prefix_tokens=5, grid=(3, 5)).shape
+        torch.Size([2, 8, 3, 5])
+    """
+    if tokens.dim() != 3:
+        raise ValueError(
+            "`vit_reshape` takes tokens of shape (N, T, D), got "
+            f"{tuple(tokens.shape)}; a layer of shape (N, H, W, D) takes `swin_reshape`"
+        )
+    count = tokens.shape[1] - prefix_tokens
+    if grid is None:
+        side = math.isqrt(max(count, 0))
+        grid = (side, side)
+    if count < 1 or math.prod(grid) != count:
+        raise ValueError(
+            f"`vit_reshape`: {tokens.shape[1]} tokens without {prefix_tokens} of "
+            f"`prefix_tokens` leave {count}, which do not form a grid of {tuple(grid)};"
+            " give both, as in functools.partial(vit_reshape, prefix_tokens=5, "
+            "grid=(rows, columns))"
+        )
+    patches = tokens[:, prefix_tokens:].transpose(1, 2)
+    return patches.reshape(*patches.shape[:2], *grid)
+
+
+def swin_reshape(maps: Tensor) -> Tensor:
+    r"""Moves the channels from the last place to the first, (N, *spatial, K).
+
+    A ``reshape_transform`` for the layers of torchvision's and timm's Swin
+    transformers.
+
+    Args:
+        maps (Tensor): The layer's tensor, (N, *spatial, K).
+
+    Returns:
+        *Tensor*, (N, K, *spatial).
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam import swin_reshape
+        >>> swin_reshape(torch.rand(2, 7, 7, 768)).shape
+        torch.Size([2, 768, 7, 7])
+    """
+    return maps.movedim(-1, 1)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A spatial activation, and what lies between it and the output."""
+
+    tensor: Tensor | None = None
+    makers: tuple[tuple[str, int], ...] = ()  # modules that put it out, in which run
+    other: str | None = None  # a module that put out something else, not pooled, later
+
+
+@dataclass
+class _Trace:
+    """Follows a run of a model to its last spatial activation."""
+
+    rows: int
+    sizes: list[tuple[int, ...]]  # spatial sizes of the inputs
+    last: _Seen = _Seen()
+    before_head: _Seen | None = None
+    pooled: Tensor | None = None
+    runs: Counter[str] = field(default_factory=Counter)
+
+    def see(self, name: str, module: Module, output: Any) -> None:
+        """Takes note of one run of a module, when it ends."""
+        self.runs[name] += 1
+        if isinstance(module, CONVOLUTIONS) and set(module.kernel_size) == {1}:
+            # If no other weights follow, it is a linear head at each position.
+            self.before_head = self.last
+        elif next(module.parameters(recurse=False), None) is not None:
+            self.before_head = None
+        for tensor in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(tensor, Tensor) and _has_positions(tensor):
+                self._see_tensor(name, module, tensor)
+
+    def _see_tensor(self, name: str, module: Module, tensor: Tensor) -> None:
+        maker = (name, self.runs[name])
+        if isinstance(module, ADAPTIVE_POOLING):
+            self.pooled = tensor
+        if tensor is self.pooled:
+            return
+        if tensor is self.last.tensor:
+            self.last = replace(self.last, makers=(*self.last.makers, maker))
+        elif isinstance(module, CHANNELS_LAST) or not self._is_spatial(tensor):
+            self.last = replace(self.last, other=name)
+        else:
+            # Along one direction, it cannot be told from tokens that came before.
+            other = self.last.other if tensor.dim() == 3 else None
+            self.last = _Seen(tensor, (maker,), other)
+
+    def _is_spatial(self, tensor: Tensor) -> bool:
+        return (
+            len(tensor) == self.rows
+            and any(len(size) == tensor.dim() - 2 for size in self.sizes)
+            and not looks_channels_last(tensor.shape, self.sizes)
+        )
+
+    def layer(self) -> str:
+        """Returns the name of the outermost module that the head follows."""
+        seen = self.before_head or self.last
+        if seen.other is not None:
+            raise ValueError(
+                f"`model` has tokens, channels in the last place, or other rows than "
+                f"the inputs ({seen.other!r}) before its output; name the layer "
+                "yourself, and for a transformer give a `reshape_transform`, such as "
+                "captum_unioncam.vit_reshape or captum_unioncam.swin_reshape."
+            )
+        # The activations of a layer are those of its last run.
+        names = [name for name, run in seen.makers if run == self.runs[name]]
+        if not names:
+            again = ", ".join(repr(name) for name, _ in seen.makers)
+            raise ValueError(
+                "`model` has no layer whose last run puts out a spatial activation (N, "
+                "K, *spatial) of more than one position before the head"
+                f"{f': {again} runs again later' if again else ''}; name the layer "
+                "yourself."
+            )
+        return min(reversed(names), key=lambda name: name.count("."))
+
+
+def _has_positions(tensor: Tensor) -> bool:
+    return tensor.dim() > 2 and len(tensor) > 0 and tensor[0, 0].numel() > 1
+
+
+def find_layer(
+    model: Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    additional_forward_args: Any = None,
+) -> Module:
+    r"""Returns the layer of the last spatial activation before the model's head.
+
+    The model runs once, with a hook on every module: the answer is the last tensor (N,
+    K, *spatial) with more than one position, of the inputs' rank, and of the modules
+    that put it out, the outermost. What belongs to the head is left out: adaptive
+    pooling, and a 1 x 1 convolution after which no other weights come, whose channels
+    are the classes. No names are guessed.
+
+    Its name: ``next(name for name, module in model.named_modules() if module is
+    layer)``.
+
+    Args:
+        model (torch.nn.Module): The model, in eval mode.
+        inputs (Tensor or tuple[Tensor, ...]): Inputs for it, batch first; one example
+            will do.
+        additional_forward_args (Any, optional): Further arguments of the model, after
+            the inputs. Default: None
+
+    Returns:
+        *torch.nn.Module*, for ``layer``.
+
+    Raises:
+        TypeError: If ``model`` is not a module.
+        ValueError: If no input is (N, C, *spatial), or the model has no such layer:
+            tokens or channels that come last (a transformer) lie between the last
+            spatial activation and the output, or the output is itself a map
+            (segmentation). Name the layer yourself then.
+
+    Examples::
+
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> from captum_unioncam import find_layer
+        >>> model = resnet18().eval()
+        >>> find_layer(model, torch.rand(1, 3, 64, 64)) is model.layer4
+        True
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"`model` must be a torch.nn.Module, got {model!r}.")
+    tensors = as_tuple(inputs)
+    sizes = [tuple(tensor.shape[2:]) for tensor in tensors if 3 <= tensor.dim() <= 5]
+    if not sizes:
+        raise ValueError(
+            "`inputs` must have a tensor of shape (N, C, *spatial) with one to three "
+            f"spatial dimensions, got {[tuple(tensor.shape) for tensor in tensors]}; "
+            "name the layer yourself."
+        )
+    trace = _Trace(len(tensors[0]), sizes)
+    modules: dict[str, Module] = dict(model.named_modules())
+    del modules[""]
+    handles = [
+        module.register_forward_hook(
+            lambda module, _, output, name=name: trace.see(name, module, output)
+        )
+        for name, module in modules.items()
+    ]
+    try:
+        with torch.no_grad():
+            output = model(*tensors, *_as_arguments(additional_forward_args))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if any(
+        isinstance(part, Tensor) and _has_positions(part) for part in _parts(output)
+    ):
+        raise ValueError(
+            "`model` puts out a map, so that there is no head for a layer to be the "
+            "last before; name the layer yourself, such as the last of the backbone."
+        )
+    return modules[trace.layer()]
+
+
+def _as_arguments(arguments: Any) -> tuple[Any, ...]:
+    if arguments is None:
+        return ()
+    return arguments if isinstance(arguments, tuple) else (arguments,)
+
+
+def _parts(output: Any) -> Iterable[Any]:
+    if isinstance(output, dict):
+        return output.values()
+    return output if isinstance(output, tuple | list) else (output,)

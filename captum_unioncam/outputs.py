@@ -1,0 +1,183 @@
+"""Models that do not return one row of class scores, as forward functions.
+
+Each is a module around the model, for ``forward_func``. The names of its layers start
+with ``model.``; those of other targets take no more than a line (see the tutorials):
+regression, several labels, and similarity to an embedding.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+
+class SelectedOutput(Module):
+    """A model that returns a dict, a tuple or an object: one tensor of it.
+
+    Args:
+        model (torch.nn.Module): The model, such as one of HuggingFace.
+        key (str or int): The tensor's key or attribute, such as "logits", or its place
+            in a tuple.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam import SelectedOutput
+        >>> class Dict(torch.nn.Linear):
+        ...     def forward(self, inputs):
+        ...         return {"logits": super().forward(inputs)}
+        >>> SelectedOutput(Dict(3, 2), "logits")(torch.rand(4, 3)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, model: Module, key: str | int) -> None:
+        super().__init__()
+        self.model, self.key = model, key
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the tensor.
+
+        Raises:
+            ValueError: If the output has no such part.
+            TypeError: If the part is not a tensor.
+        """
+        output = self.model(*args, **kwargs)
+        known: Sequence[Any]
+        if isinstance(self.key, str) and isinstance(output, Mapping):
+            known = list(output)
+            found = output.get(self.key)
+        elif isinstance(self.key, str):
+            known = [name for name in vars(output) if not name.startswith("_")]
+            found = getattr(output, self.key, None)
+        else:
+            # A ModelOutput of HuggingFace is a mapping, and counts its parts too.
+            parts = list(output.values() if isinstance(output, Mapping) else output)
+            known = range(len(parts))
+            found = parts[self.key] if self.key in known else None
+        if found is None:
+            raise ValueError(
+                f"`key`: the model's {type(output).__name__} has no {self.key!r}; it "
+                f"has {', '.join(map(repr, known))}."
+            )
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                f"`key`: {self.key!r} of the model's {type(output).__name__} must be a "
+                f"Tensor, got a {type(found).__name__}."
+            )
+        return found
+
+
+class MeanOverMask(Module):
+    r"""A segmentation model: the mean output over the pixels of a mask.
+
+    The masks, one for each example, are an additional argument, so that they follow
+    their examples through the masked passes: ``attribute(inputs, target=label,
+    additional_forward_args=(masks,))``. A single pixel needs no wrapper: Captum's
+    target ``(label, row, column)`` selects it.
+
+    Args:
+        model (torch.nn.Module): Returns (N, classes, *size).
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam import MeanOverMask
+        >>> segment = MeanOverMask(torch.nn.Conv2d(3, 5, 1))
+        >>> masks = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+        >>> masks[..., 2:4, 2:4] = True
+        >>> segment(torch.rand(2, 3, 8, 8), masks).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, model: Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, masks: Tensor) -> Tensor:
+        """Returns the mean over each mask, (N, classes); 0 where a mask is empty.
+
+        Args:
+            inputs (Tensor): (N, C, *size).
+            masks (Tensor): The pixels that count, bool, or their weights >= 0, (N, 1,
+                *output_size).
+
+        Raises:
+            ValueError: If the masks do not have the output's size.
+        """
+        output: Tensor = self.model(inputs)
+        expected = (len(output), 1, *output.shape[2:])
+        if tuple(masks.shape) != expected:
+            raise ValueError(
+                "`masks` must have the size of the model's output: expected "
+                f"{expected}, got {tuple(masks.shape)}."
+            )
+        weights = masks.to(output.dtype).flatten(2)
+        total = weights.sum(2).clamp_min(torch.finfo(output.dtype).tiny)
+        return (output.flatten(2) * weights).sum(2) / total
+
+
+class BoxScore(Module):
+    r"""A detector: the confidence in a class at a box, for each image.
+
+    The score is that of the most confident detection of the class whose box overlaps
+    the given box, IoU >= ``iou_threshold``; 0 if there is none. Boxes and classes, one
+    of each for each example, are additional arguments, so that they follow their
+    examples through the masked passes: ``attribute(images, additional_forward_args=
+    (boxes, labels))``, with no target.
+
+    Args:
+        model (torch.nn.Module): A detector that takes images, (N, C, H, W), and returns
+            for each a dict of "boxes" (D, 4), "labels" (D,) and "scores" (D,), as those
+            of torchvision do in eval mode.
+        iou_threshold (float, optional): Least overlap of a detection with the box, in
+            (0, 1]. Default: 0.5
+
+    Raises:
+        ValueError: If ``iou_threshold`` is not in (0, 1].
+    """
+
+    def __init__(self, model: Module, iou_threshold: float = 0.5) -> None:
+        super().__init__()
+        if not 0 < iou_threshold <= 1:
+            raise ValueError(
+                f"`iou_threshold` must be in (0, 1], got {iou_threshold!r}."
+            )
+        self.model, self.iou_threshold = model, iou_threshold
+
+    def forward(self, images: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Returns the score of each image, (N,), in [0, 1].
+
+        Args:
+            images (Tensor): (N, C, H, W).
+            boxes (Tensor): A box for each image, xyxy in pixels, (N, 4).
+            labels (Tensor): Its class, int, (N,).
+
+        Raises:
+            ValueError: If there is not one box and one label for each image.
+        """
+        if boxes.shape != (len(images), 4) or labels.shape != (len(images),):
+            raise ValueError(
+                f"`boxes` and `labels` must be ({len(images)}, 4) and ({len(images)},)"
+                f" for {len(images)} images, got {tuple(boxes.shape)} and "
+                f"{tuple(labels.shape)}."
+            )
+        found = []
+        for detections, box, label in zip(
+            self.model(images), boxes, labels, strict=True
+        ):
+            scores = detections["scores"]
+            overlap = _iou(detections["boxes"].detach(), box)
+            fits = (overlap >= self.iou_threshold) & (detections["labels"] == label)
+            # A zero that the scores depend on: no detection is no reason to fail.
+            found.append(torch.cat([0 * scores.sum()[None], scores * fits]).max())
+        return torch.stack(found)
+
+
+def _iou(boxes: Tensor, box: Tensor) -> Tensor:
+    """Returns the overlap of each box, (D, 4), with one, (4,)."""
+    sides = torch.minimum(boxes[:, 2:], box[2:]) - torch.maximum(boxes[:, :2], box[:2])
+    shared = sides.clamp_min(0).prod(1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
+    return shared / (areas - shared)
