@@ -47,7 +47,7 @@ def confidence_kept(
         additional_forward_args (Any, optional): Further arguments of the model.
             Default: None
         score_func (Callable, optional): From the output to scores of the same shape.
-            Default: None, which is softmax, as in :class:`UnionCAM`
+            Default: None, which is softmax, as in :class:`.UnionCAM`
         perturbations_per_eval (int, optional): Masks for each example in one forward
             pass. Default: None
 
@@ -56,7 +56,7 @@ def confidence_kept(
 
     Raises:
         ValueError: If ``attributions`` are not (N, 1, *size), or as in
-            :meth:`ScoreCAM.attribute`.
+            :meth:`.ScoreCAM.attribute`.
 
     Examples::
 

@@ -62,7 +62,7 @@ def insertion(
             Default: None
         steps (int, optional): Points of the curve after the first. Default: 100
         score_func (Callable, optional): From the output to scores of the same shape.
-            Default: None, which is softmax, as in :class:`UnionCAM`
+            Default: None, which is softmax, as in :class:`.UnionCAM`
         perturbations_per_eval (int, optional): Points for each example in one forward
             pass; the result does not depend on it. Default: None
         return_curve (bool, optional): Return the scores too. Default: False
@@ -73,7 +73,7 @@ def insertion(
 
     Raises:
         ValueError: If ``attributions`` are not (N, 1, *size), ``steps`` is not
-            positive, or as in :meth:`ScoreCAM.attribute`.
+            positive, or as in :meth:`.ScoreCAM.attribute`.
 
     Examples::
 
