@@ -3,22 +3,34 @@
 import os
 import re
 import shlex
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from folders import picture
+from torch import nn
 
-from captum_unioncam import cli
+from captum_unioncam import GradCAM, UnionCAM, cli, find_layer, vit_reshape
 from captum_unioncam.cli import main
-from captum_unioncam.evaluation import methods_table, metrics_table
+from captum_unioncam.evaluation import (
+    METHODS,
+    METRICS,
+    EvaluationConfig,
+    methods_table,
+    metrics_table,
+)
+from captum_unioncam.evaluation.runner import evaluate
+from captum_unioncam.visualization import panels
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +38,17 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_python_code_runs(capsys):
+@pytest.fixture
+def registries(monkeypatch):
+    """Forgets what the examples register."""
+    for listed in (METHODS, METRICS):
+        for name in ("maxgradcam", "positivegradcam", "spread"):
+            monkeypatch.setitem(listed, name, None)
+            del listed[name]
+
+
+@pytest.mark.filterwarnings("ignore:.* are flat")  # of a model with random weights
+def test_the_python_code_runs(registries, capsys):
     torch.manual_seed(0)
     names = {}
     for code in blocks("python"):
@@ -34,8 +56,11 @@ def test_the_python_code_runs(capsys):
             continue  # it is there when continuous integration compares with peers
         exec(compile(code, "README.md", "exec"), names)
     assert names["attr"].shape == (1, 1, 7, 7)
-    assert sorted(os.listdir(".")) == ["overlay.png", "photos", "results"]
+    made = ["mine", "overlay.png", "own.png", "photos", "results"]
+    assert sorted(os.listdir(".")) == made
     assert "report.html" in os.listdir("results") and len(names["rows"]) == 2
+    assert {row["method"] for row in names["rows"]} == {"maxgradcam", "gradcam"}
+    assert not any("error" in row for row in names["rows"])
     numbers = re.findall(
         r"(infidelity|sensitivity) tensor\(\[(\S+)\]", capsys.readouterr().out
     )
@@ -66,9 +91,10 @@ def test_the_tables_are_current():
 
 
 def test_the_commands_of_evaluations_are_understood():
-    lines = [line for block in blocks("bash")[3:] for line in block.splitlines()]
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for line in lines if " evaluate " in line]
     lines += re.findall("`(captum-unioncam evaluate .*?)`", README)
-    assert len(lines) > 3
+    assert len(lines) > 6
     for line in lines:
         program, arguments = line.split(" evaluate ")
         assert program.endswith(("captum-unioncam", "-m captum_unioncam"))
@@ -76,9 +102,26 @@ def test_the_commands_of_evaluations_are_understood():
         assert options.run is cli._evaluate
 
 
-def test_the_extension_example_takes_fifteen_lines():
-    (example,) = [code for code in blocks("python") if "class MaxGradCAM" in code]
-    assert len(example.splitlines()) <= 15
+def test_the_extension_examples_take_fifteen_lines():
+    _, _, extend = README.partition("## Extend")
+    examples = blocks("python", extend)
+    assert len(examples) == 3
+    assert all(len(example.splitlines()) <= 15 for example in examples)
+
+
+def test_the_examples_for_contributors_run(registries):
+    code = "\n".join(blocks("python", CONTRIBUTING))
+    exec(compile(code, "CONTRIBUTING.md", "exec"), {})
+    Path("photos").mkdir()
+    picture().save("photos/cat.png")
+    config = EvaluationConfig(
+        "imagefolder:photos",
+        "results",
+        methods=("positivegradcam",),
+        metrics=("spread",),
+    )
+    (row,) = evaluate(config)
+    assert 0 < row["metrics"]["spread"]
 
 
 def test_continuous_integration_runs_the_commands():
@@ -89,8 +132,84 @@ def test_continuous_integration_runs_the_commands():
     assert "grep -x 'pip install .* && captum-unioncam explain .*' README.md" in script
 
 
-def test_links_lead_to_files():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+@pytest.mark.parametrize("text", [README, CONTRIBUTING])
+def test_links_lead_to_files(text):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+class Transformer(nn.Module):
+    """A layer of tokens, (N, 4, 5), or of rows with channels last, (N, 2, 2, 5)."""
+
+    def __init__(self, rows=False):
+        super().__init__()
+        self.layer, self.head = nn.Linear(12, 5), nn.Linear(5, 3)
+        self.rows = rows
+
+    def forward(self, image):
+        patches = image.unfold(2, 2, 2).unfold(3, 2, 2)  # (N, 3, 2, 2, 2, 2)
+        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        maps = self.layer(patches if self.rows else patches.flatten(1, 2))
+        return self.head(maps.flatten(1, -2).mean(1))
+
+
+class Net(nn.Module):
+    """A pooled ConvNet, with a layer that is not spatial and one that does not run."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.unused = nn.ReLU()
+
+    def forward(self, image):
+        return self.head(self.layer(image).mean((2, 3)))
+
+
+def of_net(image, change, cam=UnionCAM):
+    """Explains a net whose scores are changed."""
+    net = Net()
+    cam(lambda x: change(net(x)), net.layer).attribute(image, target=0)
+
+
+def resnet_of_names():
+    return nn.ModuleDict({f"layer{i}": nn.Identity() for i in range(1, 5)})
+
+
+MISTAKES = [
+    lambda x: UnionCAM(Transformer(), "layer").attribute(x, target=0),
+    lambda x: UnionCAM(Transformer(rows=True), "layer").attribute(x, target=0),
+    lambda x: find_layer(Transformer(), x),
+    lambda x: vit_reshape(torch.rand(1, 201, 8)),
+    lambda x: UnionCAM(resnet_of_names(), "layer5"),
+    lambda x: UnionCAM(lambda x: x, "layer4"),
+    lambda x: UnionCAM(Net(), "head").attribute(x, target=0),
+    lambda x: UnionCAM(Net(), "unused").attribute(x, target=0),
+    lambda x: of_net(x, lambda scores: {"logits": scores}),
+    lambda x: of_net(x, lambda scores: scores.sum(0)),
+    lambda x: GradCAM(Net(), "layer").attribute(x),
+    lambda x: of_net(x, lambda scores: 0 * scores, cam=GradCAM),
+    lambda x: UnionCAM(Net(), "layer").attribute(x * torch.nan, target=0),
+    lambda x: of_net(x, lambda scores: scores.detach()),
+    lambda x: panels(torch.tensor([-2.1, 0, 2.6]).view(1, 3, 1, 1), {}),
+]
+
+
+def test_the_texts_of_the_troubleshooting_are_real():
+    _, _, section = README.partition("## Troubleshooting")
+    rows = re.findall(r"^\| (`.*?`) (?:\(Captum's\) )?\|", section, re.MULTILINE)
+    texts = [row.strip("`").strip() for row in rows]
+    assert len(texts) > 10
+    seen = []
+    x = torch.rand(1, 3, 4, 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for mistake in MISTAKES:
+            try:
+                mistake(x)
+            except (ValueError, TypeError, AssertionError) as error:
+                seen.append(f"{error}")
+    seen += [f"{warning.message}" for warning in caught]
+    assert [text for text in texts if not any(text in one for one in seen)] == []

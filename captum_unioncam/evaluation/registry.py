@@ -117,7 +117,7 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
     return method, options
 
 
-METHODS: Mapping[str, Method] = {
+METHODS: dict[str, Method] = {
     "unioncam": Method(
         "UnionCAM",
         attr.UnionCAM,
@@ -390,7 +390,7 @@ def _sensitivity(m: Measurement) -> Tensor:
     return torch.cat(values)
 
 
-METRICS: Mapping[str, Metric] = {
+METRICS: dict[str, Metric] = {
     "drop": Metric(
         "average drop, %",
         "confidence_drop",
