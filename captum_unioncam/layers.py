@@ -22,7 +22,7 @@ from captum_unioncam._maps import looks_channels_last
 __all__ = ["find_layer", "swin_reshape", "vit_reshape"]
 
 # Their outputs have the features in the last dimension, by definition.
-CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention, nn.RNNBase)
+CHANNELS_LAST = (nn.Linear, nn.MultiheadAttention, nn.RNNBase)
 
 # The first step of a head: their outputs are no activations of their own.
 ADAPTIVE_POOLING = tuple(
@@ -205,7 +205,7 @@ class _Trace:
             return
         if tensor is self.last.tensor:
             self.last = replace(self.last, makers=(*self.last.makers, maker))
-        elif isinstance(module, CHANNELS_LAST) or not self._is_spatial(tensor):
+        elif _is_channels_last(module, tensor) or not self._is_spatial(tensor):
             self.last = replace(self.last, other=name)
         else:
             # Along one direction, it cannot be told from tokens that came before.
@@ -240,6 +240,12 @@ class _Trace:
                 "yourself."
             )
         return min(reversed(names), key=lambda name: name.count("."))
+
+
+def _is_channels_last(module: Module, tensor: Tensor) -> bool:
+    if isinstance(module, nn.LayerNorm):  # or a subclass that moves the channels
+        return tensor.shape[1] != module.normalized_shape[-1]
+    return isinstance(module, CHANNELS_LAST)
 
 
 def _has_positions(tensor: Tensor) -> bool:

@@ -49,13 +49,12 @@ def test_rooms_see_only_what_they_may(path):
         assert not uses(path, "torch.distributed")
     if room not in ("visualization.py", "cli.py", *DRAWING):
         assert not uses(path, "matplotlib")
-    if room.startswith("attr/") or room.startswith("_"):
-        assert (
-            not uses(
-                path, "captum_unioncam.models", "captum_unioncam.visualization", "numpy"
-            )
-            or room == "__main__.py"
-        )
+    if room in ("layers.py", "outputs.py") or room.startswith(("attr/", "_")):
+        drawing = ("captum_unioncam.models", "captum_unioncam.visualization", "numpy")
+        assert not uses(path, *drawing) or room == "__main__.py"
+    if room in ("_captum.py", "layers.py", "outputs.py", "visualization.py"):
+        own = {name for name in imported(path) if name.startswith("captum_unioncam.")}
+        assert {name.split(".")[1] for name in own} <= {"_captum", "_maps"}
     if room.startswith("attr/"):
         assert not uses(path, "captum_unioncam.metrics", "captum_unioncam.evaluation")
     if room.startswith("metrics/"):
