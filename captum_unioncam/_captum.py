@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parallel.scatter_gather import scatter
 
-from captum_unioncam._maps import looks_channels_last
+from captum_unioncam._maps import disproportion, looks_channels_last
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -150,9 +150,14 @@ def _check_only_moves(
         return
     sources = _sources(original, reshape_transform)
     own, entries = original.flatten(1), reshaped.flatten(1)
-    fits = sources.shape[1] == entries.shape[1] and sources.max() < own.shape[1]
-    if not fits or not torch.equal(
-        own.gather(1, sources.expand(len(own), -1)).nan_to_num(), entries.nan_to_num()
+    if not (
+        sources.shape[1] == entries.shape[1] == len(torch.unique(sources))
+        and 0 <= sources.min()
+        and sources.max() < own.shape[1]
+        and torch.equal(
+            own.gather(1, sources.expand(len(own), -1)).nan_to_num(),
+            entries.nan_to_num(),
+        )
     ):
         raise ValueError(ONLY_MOVES)
 
@@ -385,28 +390,30 @@ class LayerCall(ModelCall):
             handle.remove()
 
     def _in_place_of(self, original: Tensor, replacement: Tensor) -> Tensor:
-        """Returns a copy of the replacement, in the original's form and memory format.
+        """Returns a copy of the replacement, in the original's form and layout.
 
         What the transform drops, such as a class token, stays the original's.
         """
         if self.reshape_transform is not None:
             replacement = _put_back(original, replacement, self.reshape_transform)
-        layout = torch.contiguous_format  # which a model may rely on, to view it
-        if original.dim() == 4 and not original.is_contiguous():
-            layout = torch.channels_last
-        return replacement.to(original.dtype).clone(memory_format=layout)
+        # With the strides that a model may rely on, to view it.
+        return torch.empty_like(original).copy_(replacement)
 
     def _reshaped(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Returns detached tensors (N, K, *spatial), or refuses them."""
-        detached = tuple(tensor.detach() for tensor in tensors)
-        if self.reshape_transform is None:
-            for tensor in detached:
-                self._refuse_tokens(tuple(tensor.shape))
-        else:
-            detached = tuple(map(self.reshape_transform, detached))
-        for tensor in detached:
+        reshaped = []
+        for tensor in tensors:
+            original = tensor = tensor.detach()
+            if self.reshape_transform is not None:
+                tensor = self.reshape_transform(original)
             self._check_spatial(tensor)
-        return detached
+            # A transform that changes nothing says that the layer is right as it is.
+            if self.reshape_transform is None or tensor.shape != original.shape:
+                self._refuse_tokens(tuple(tensor.shape))
+            if tensor.dim() > original.dim():
+                self._warn_of_proportions(tuple(tensor.shape[2:]))
+            reshaped.append(tensor)
+        return tuple(reshaped)
 
     def _check_spatial(self, tensor: Any) -> None:
         name = "`layer`" if self.reshape_transform is None else "`reshape_transform`"
@@ -433,6 +440,11 @@ class LayerCall(ModelCall):
         ranks = {len(size) for size in sizes}
         if len(shape) == 3 and 1 not in ranks and ranks & {2, 3}:
             reason, helper = "tokens, (N, T, D), of images", "vit_reshape"
+        elif len(shape) == 3 and any(
+            tuple(inp.shape) == shape[:2] and not inp.is_floating_point()
+            for inp in self.inputs
+        ):
+            reason, helper = "tokens, (N, T, D), of a text", "swin_reshape"
         elif looks_channels_last(shape, sizes):
             reason, helper = "its channels in the last place", "swin_reshape"
         else:
@@ -443,3 +455,13 @@ class LayerCall(ModelCall):
             "own function to (N, K, *spatial) (torch.nn.Identity() if the second "
             "dimension does hold the channels)."
         )
+
+    def _warn_of_proportions(self, size: tuple[int, ...]) -> None:
+        """Warns of tokens in rows of a wrong length."""
+        images = [inp.shape[-2:] for inp in self.inputs if inp.dim() == len(size) + 2]
+        if images and all(disproportion(size[-2:], image) >= 2 for image in images):
+            warn_user(
+                f"`reshape_transform` makes a grid of {size} for images of "
+                f"{tuple(images[0])}: are these its rows and columns? If not, give "
+                "them, as in functools.partial(vit_reshape, grid=(rows, columns))."
+            )

@@ -42,8 +42,8 @@ def looks_channels_last(shape: Sequence[int], sizes: Sequence[Sequence[int]]) ->
 
     A layer keeps the proportions of the image, (..., H, W). Where its second and third
     last dimensions do, and its last two do not, even if a position was gained on one
-    side and lost on the other, the channels are last. One spatial dimension has no
-    proportions.
+    side and lost on the other, the channels are last. One channel is hardly a layer,
+    and one spatial dimension has no proportions.
 
     Args:
         shape (Sequence[int]): Shape of the layer's tensor.
@@ -51,12 +51,14 @@ def looks_channels_last(shape: Sequence[int], sizes: Sequence[Sequence[int]]) ->
             rank do not count.
     """
     images = [size[-2:] for size in sizes if len(size) == len(shape) - 2 >= 2]
-    return any(_disproportion(shape[-3:-1], image) < 1 for image in images) and all(
-        _disproportion(shape[-2:], image) >= 2 for image in images
+    return (
+        shape[-1] > 1
+        and any(disproportion(shape[-3:-1], image) < 1 for image in images)
+        and all(disproportion(shape[-2:], image) >= 2 for image in images)
     )
 
 
-def _disproportion(size: Sequence[int], image: Sequence[int]) -> float:
+def disproportion(size: Sequence[int], image: Sequence[int]) -> float:
     """Returns by how many positions a size departs from the image's proportions."""
     (height, width), (rows, columns) = image, size
     return abs(rows * width - columns * height) / max(height, width)

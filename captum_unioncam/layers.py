@@ -48,7 +48,8 @@ def named_layer(model: Module, name: str) -> Module:
     Raises:
         ValueError: If there is none; the message names the closest.
     """
-    layers: dict[str, Module] = dict(model.named_modules())
+    # A module that has several names may be given by any.
+    layers: dict[str, Module] = dict(model.named_modules(remove_duplicate=False))
     del layers[""]
     if name not in layers:
         raise ValueError(
@@ -105,14 +106,14 @@ def vit_reshape(
             1
         grid (Sequence[int], optional): Positions in each direction, (rows, columns), or
             three numbers for a video. Default: None, which is the square that the
-            patch tokens form
+            patch tokens form: an image that is not a square needs it
 
     Returns:
         *Tensor*, (N, D, *grid).
 
     Raises:
-        ValueError: If the tensor is not (N, T, D), or the patch tokens do not form the
-            grid.
+        ValueError: If the tensor is not (N, T, D), ``prefix_tokens`` is negative, or
+            the patch tokens do not form the grid.
 
     Examples::
 
@@ -128,6 +129,8 @@ def vit_reshape(
             "`vit_reshape` takes tokens of shape (N, T, D), got "
             f"{tuple(tokens.shape)}; a layer of shape (N, H, W, D) takes `swin_reshape`"
         )
+    if prefix_tokens < 0:
+        raise ValueError(f"`prefix_tokens` must be >= 0, got {prefix_tokens}.")
     count = tokens.shape[1] - prefix_tokens
     if grid is None:
         side = math.isqrt(max(count, 0))
@@ -181,16 +184,22 @@ class _Trace:
     rows: int
     sizes: list[tuple[int, ...]]  # spatial sizes of the inputs
     last: _Seen = _Seen()
-    before_head: _Seen | None = None
+    before_head: tuple[_Seen, int] | None = None  # and the channels of the head
     pooled: Tensor | None = None
     runs: Counter[str] = field(default_factory=Counter)
 
-    def see(self, name: str, module: Module, output: Any) -> None:
+    def see(
+        self, name: str, module: Module, inputs: tuple[Any, ...], output: Any
+    ) -> None:
         """Takes note of one run of a module, when it ends."""
         self.runs[name] += 1
-        if isinstance(module, CONVOLUTIONS) and set(module.kernel_size) == {1}:
+        if (
+            isinstance(module, CONVOLUTIONS)
+            and set(module.kernel_size) == {1}
+            and inputs[0] is self.last.tensor
+        ):
             # If no other weights follow, it is a linear head at each position.
-            self.before_head = self.last
+            self.before_head = self.last, module.out_channels
         elif next(module.parameters(recurse=False), None) is not None:
             self.before_head = None
         for tensor in output if isinstance(output, tuple | list) else (output,):
@@ -219,14 +228,19 @@ class _Trace:
             and not looks_channels_last(tensor.shape, self.sizes)
         )
 
-    def layer(self) -> str:
-        """Returns the name of the outermost module that the head follows."""
-        seen = self.before_head or self.last
-        if seen.other is not None:
+    def layer(self, width: int | None) -> str:
+        """Returns the name of the outermost module that the head follows.
+
+        ``width`` is the number of scores that the model puts out, if it is known.
+        """
+        other, seen = self.last.other, self.last
+        if self.before_head is not None and self.before_head[1] == width:
+            seen, _ = self.before_head
+        if other is not None:
             raise ValueError(
                 f"`model` has tokens, channels in the last place, or other rows than "
-                f"the inputs ({seen.other!r}) before its output; name the layer "
-                "yourself, and for a transformer give a `reshape_transform`, such as "
+                f"the inputs ({other!r}) before its output; name the layer yourself, "
+                "and for a transformer give a `reshape_transform`, such as "
                 "captum_unioncam.vit_reshape or captum_unioncam.swin_reshape."
             )
         # The activations of a layer are those of its last run.
@@ -308,25 +322,28 @@ def find_layer(
     modules: dict[str, Module] = dict(model.named_modules())
     del modules[""]
     handles = [
-        module.register_forward_hook(
-            lambda module, _, output, name=name: trace.see(name, module, output)
-        )
+        module.register_forward_hook(lambda *run, name=name: trace.see(name, *run))
         for name, module in modules.items()
     ]
-    try:
-        with torch.no_grad():
-            output = model(*tensors, *_as_arguments(additional_forward_args))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if any(
-        isinstance(part, Tensor) and _has_positions(part) for part in _parts(output)
-    ):
+    # What the model may change: its inputs, and in train mode its buffers.
+    copies = tuple(tensor.clone() for tensor in tensors)
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.no_grad():
+        try:
+            output = model(*copies, *_as_arguments(additional_forward_args))
+        finally:
+            for handle in handles:
+                handle.remove()
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    parts = [part for part in _parts(output) if isinstance(part, Tensor)]
+    if any(map(_has_positions, parts)):
         raise ValueError(
             "`model` puts out a map, so that there is no head for a layer to be the "
             "last before; name the layer yourself, such as the last of the backbone."
         )
-    return modules[trace.layer()]
+    widths = {part.shape[1] for part in parts if part.dim() > 1}
+    return modules[trace.layer(widths.pop() if len(widths) == 1 else None)]
 
 
 def _as_arguments(arguments: Any) -> tuple[Any, ...]:

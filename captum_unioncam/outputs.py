@@ -5,12 +5,14 @@ with ``model.``; those of other targets take no more than a line (see the tutori
 regression, several labels, and similarity to an embedding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+
+from captum_unioncam._maps import at_least_float32
 
 
 class SelectedOutput(Module):
@@ -44,29 +46,37 @@ class SelectedOutput(Module):
             TypeError: If the part is not a tensor.
         """
         output = self.model(*args, **kwargs)
-        known: Sequence[Any]
-        if isinstance(self.key, str) and isinstance(output, Mapping):
-            known = list(output)
-            found = output.get(self.key)
-        elif isinstance(self.key, str):
-            known = [name for name in vars(output) if not name.startswith("_")]
-            found = getattr(output, self.key, None)
-        else:
-            # A ModelOutput of HuggingFace is a mapping, and counts its parts too.
-            parts = list(output.values() if isinstance(output, Mapping) else output)
-            known = range(len(parts))
-            found = parts[self.key] if self.key in known else None
-        if found is None:
+        parts = _parts(output)
+        if isinstance(self.key, int) and isinstance(output, Mapping | tuple):
+            parts = dict(enumerate(parts.values()))
+        if self.key not in parts:
+            listed = ", ".join(map(repr, parts)) or "no parts"
             raise ValueError(
                 f"`key`: the model's {type(output).__name__} has no {self.key!r}; it "
-                f"has {', '.join(map(repr, known))}."
+                f"has {listed}."
             )
+        found = parts[self.key]
         if not isinstance(found, Tensor):
             raise TypeError(
                 f"`key`: {self.key!r} of the model's {type(output).__name__} must be a "
                 f"Tensor, got a {type(found).__name__}."
             )
         return found
+
+
+def _parts(output: Any) -> dict[Any, Any]:
+    """Returns the parts of an output by their keys, places or attributes."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if hasattr(output, "_asdict"):  # a namedtuple
+        return dict(output._asdict())
+    if isinstance(output, tuple | list):
+        return dict(enumerate(output))
+    if output is None or isinstance(output, Tensor):
+        return {}
+    public = [name for name in dir(output) if not name.startswith("_")]
+    values = {name: getattr(output, name) for name in public}
+    return {name: value for name, value in values.items() if not callable(value)}
 
 
 class MeanOverMask(Module):
@@ -113,9 +123,10 @@ class MeanOverMask(Module):
                 "`masks` must have the size of the model's output: expected "
                 f"{expected}, got {tuple(masks.shape)}."
             )
-        weights = masks.to(output.dtype).flatten(2)
-        total = weights.sum(2).clamp_min(torch.finfo(output.dtype).tiny)
-        return (output.flatten(2) * weights).sum(2) / total
+        values = at_least_float32(output).flatten(2)  # sums may leave a half type
+        weights = masks.to(values.dtype).flatten(2)
+        total = weights.sum(2).clamp_min(torch.finfo(values.dtype).tiny)
+        return ((values * weights).sum(2) / total).to(output.dtype)
 
 
 class BoxScore(Module):

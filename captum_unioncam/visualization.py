@@ -2,7 +2,7 @@
 
 Images are tensors, (N, C, H, W), as the model takes them. Every function returns a
 matplotlib Figure that is not shown: ``figure.savefig("maps.png")``, or its name at the
-end of a notebook's cell.
+end of a notebook's cell, after ``%matplotlib inline``.
 """
 
 import math
@@ -22,8 +22,11 @@ from captum_unioncam._maps import at_least_float32, to_mask
 Array = npt.NDArray[np.floating[Any]]
 Statistics = float | Sequence[float] | Tensor | None
 
-PANEL_INCHES = 2.8
+PANEL_INCHES = 2.8  # the side of a square one
+TITLE_INCHES = 0.4
 WIDEST_INCHES = 20.0
+LARGEST_TITLE = 12.0  # in points
+TITLE_POINTS_PER_INCH = 6.5  # so that DenoisedGradCAM fits
 MOST_COLUMNS = 6
 MARK_COLOUR = "tab:red"
 
@@ -54,7 +57,8 @@ def overlays(
             each channel. Default: None, which is 0
         std (float, Sequence[float] or Tensor, optional): By what each channel was
             divided. Default: None, which is 1
-        color_bar (bool, optional): Add a colour bar to each panel. Default: False
+        color_bar (bool, optional): Add a colour bar, which all maps share. Default:
+            False
 
     Returns:
         *matplotlib.figure.Figure*, not shown.
@@ -81,10 +85,8 @@ def overlays(
     rows = math.ceil(len(inputs) / MOST_COLUMNS)
     figure, axes = _grid(rows, math.ceil(len(inputs) / max(rows, 1)), pictures)
     for axis, picture, mask, title in zip(axes, pictures, masks, titles, strict=False):
-        _draw(figure, axis, picture, mask, title, color_bar)
-    for axis in axes[len(inputs) :]:
-        axis.remove()
-    return figure
+        _draw(figure, axis, picture, mask, title)
+    return _finished(figure, axes, len(inputs), color_bar)
 
 
 def panels(
@@ -137,17 +139,15 @@ def panels(
     figure, axes = _grid(rows, columns, pictures)
     for number, picture in enumerate(pictures):
         start = number * columns
-        _draw(figure, axes[start], picture, None, "" if number else "image", False)
+        _draw(figure, axes[start], picture, None, "" if number else "image")
         for axis, title in zip(axes[start + 1 :], masks, strict=False):
             mask = masks[title][number]
-            _draw(figure, axis, picture, mask, "" if number else title, color_bar)
+            _draw(figure, axis, picture, mask, "" if number else title)
             if title in marked:
                 axis.title.set_color(MARK_COLOUR)
                 for spine in axis.spines.values():
                     spine.set(color=MARK_COLOUR, linewidth=3)
-    for axis in axes[len(inputs) * columns if len(inputs) > 1 else count :]:
-        axis.remove()
-    return figure
+    return _finished(figure, axes, len(inputs) * count, color_bar)
 
 
 def _pictures(inputs: Tensor, mean: Statistics, std: Statistics) -> list[Array]:
@@ -198,16 +198,27 @@ def _masks(name: str, maps: Tensor, inputs: Tensor) -> list[Array]:
 
 
 def _grid(rows: int, columns: int, pictures: list[Array]) -> tuple[Figure, list[Axes]]:
-    """Returns a figure of panels in the images' proportions."""
+    """Returns a figure of panels in the images' proportions, and of about one area."""
     if not pictures:
         raise ValueError("`inputs` must hold at least one image, got none.")
     height, width = pictures[0].shape[:2]
-    side = min(PANEL_INCHES, WIDEST_INCHES / (columns * width / height))
+    side = PANEL_INCHES * math.sqrt(width / height)
+    side = min(side, WIDEST_INCHES / columns)
     figure = Figure(
-        figsize=(side * columns * width / height, side * 1.1 * rows),
+        figsize=(side * columns, side * height / width * rows + TITLE_INCHES),
         layout="constrained",
     )
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+
+
+def _finished(figure: Figure, axes: list[Axes], used: int, color_bar: bool) -> Figure:
+    """Removes the panels that nothing was drawn in, and adds the colour bar."""
+    for axis in axes[used:]:
+        axis.remove()
+    maps = [axis.images[-1] for axis in axes[:used] if len(axis.images) > 1]
+    if color_bar and maps:
+        figure.colorbar(maps[-1], ax=axes[:used], shrink=0.8, pad=0.01)
+    return figure
 
 
 def _draw(
@@ -216,7 +227,6 @@ def _draw(
     picture: Array,
     mask: Array | None,
     title: str,
-    color_bar: bool,
 ) -> None:
     """Draws one panel; a mask that is all zeros, or NaN, shows the image alone."""
     # Captum cannot normalize a map without a positive value.
@@ -229,7 +239,9 @@ def _draw(
         plt_fig_axis=(figure, axis),
         outlier_perc=0,
         cmap="jet",
-        show_colorbar=color_bar and not blank,
         title=title,
         use_pyplot=False,
     )
+    grid = axis.get_gridspec()
+    inches = figure.get_size_inches()[0] / (grid.ncols if grid else 1)
+    axis.title.set_fontsize(min(LARGEST_TITLE, inches * TITLE_POINTS_PER_INCH))

@@ -130,6 +130,7 @@ def test_continuous_integration_runs_the_commands():
     script = (ROOT / ".ci" / "run").read_text()
     assert "grep -x 'pip install .* && pytest' README.md" in script
     assert "grep -x 'pip install .* && captum-unioncam explain .*' README.md" in script
+    assert "grep -x 'pip install .* && sphinx-build .*' README.md" in script
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING])
