@@ -127,6 +127,20 @@ def _outside_inference_mode(value: Any) -> Any:
     return value
 
 
+@contextmanager
+def _naming_layer() -> Iterator[None]:
+    """Names the layer where Captum asserts that it has tensors."""
+    try:
+        yield
+    except AssertionError as error:
+        if "input is not a torch.Tensor" not in f"{error}":
+            raise  # of targets, or of a layer that does not run
+        raise TypeError(
+            "`layer` must have a tensor, or a tuple of tensors; this one has something "
+            "else, such as a dict: choose a layer inside of it."
+        ) from error
+
+
 def _sources(original: Tensor, reshape_transform: ReshapeTransform) -> Tensor:
     """Returns where a transform takes each entry from, (1, entries), as positions.
 
@@ -265,14 +279,15 @@ class LayerCall(ModelCall):
             replaceable (bool, optional): Refuse a ``reshape_transform`` that
                 ``run_replacing`` cannot undo. Default: False
         """
-        originals = _forward_layer_eval(
-            self.forward_func,
-            self.cloned_inputs(),
-            self.layer,
-            self.cloned_arguments(),
-            device_ids=self.device_ids,
-            attribute_to_layer_input=self.attribute_to_layer_input,
-        )
+        with _naming_layer():
+            originals = _forward_layer_eval(
+                self.forward_func,
+                self.cloned_inputs(),
+                self.layer,
+                self.cloned_arguments(),
+                device_ids=self.device_ids,
+                attribute_to_layer_input=self.attribute_to_layer_input,
+            )
         activations = self._reshaped(originals)
         if replaceable and self.reshape_transform is not None:
             for pair in zip(originals, activations, strict=True):
@@ -303,7 +318,7 @@ class LayerCall(ModelCall):
             )
             return output.detach().requires_grad_()
 
-        with torch.enable_grad():
+        with torch.enable_grad(), _naming_layer():
             # Inputs that require grad give frozen models a graph. The model gets a
             # clone, because an in-place first operation is not allowed on a leaf;
             # Captum then finds a tensor that requires grad already, and leaves the

@@ -252,7 +252,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise
     failures = sum("error" in row for row in rows)
     if rows:
-        print(f"{len(rows) - failures} rows, {failures} failures")
+        print(f"{len(rows) - failures} rows, {failures} failed")
         print(Path(config.output) / "report.md")
     return FAILED if failures else 0
 

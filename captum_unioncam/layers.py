@@ -335,7 +335,8 @@ def find_layer(
             for handle in handles:
                 handle.remove()
             for buffer, before in buffers:
-                buffer.copy_(before)
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
     parts = [part for part in _parts(output) if isinstance(part, Tensor)]
     if any(map(_has_positions, parts)):
         raise ValueError(

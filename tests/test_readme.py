@@ -156,6 +156,13 @@ class Transformer(nn.Module):
         return self.head(maps.flatten(1, -2).mean(1))
 
 
+class Named(nn.Module):
+    """Puts out a dict."""
+
+    def forward(self, maps):
+        return {"maps": maps}
+
+
 class Net(nn.Module):
     """A pooled ConvNet, with a layer that is not spatial and one that does not run."""
 
@@ -163,10 +170,10 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layer, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
-        self.unused = nn.ReLU()
+        self.unused, self.named = nn.ReLU(), Named()
 
     def forward(self, image):
-        return self.head(self.layer(image).mean((2, 3)))
+        return self.head(self.named(self.layer(image))["maps"].mean((2, 3)))
 
 
 def of_net(image, change, cam=UnionCAM):
@@ -188,6 +195,7 @@ MISTAKES = [
     lambda x: UnionCAM(lambda x: x, "layer4"),
     lambda x: UnionCAM(Net(), "head").attribute(x, target=0),
     lambda x: UnionCAM(Net(), "unused").attribute(x, target=0),
+    lambda x: UnionCAM(Net(), "named").attribute(x, target=0),
     lambda x: of_net(x, lambda scores: {"logits": scores}),
     lambda x: of_net(x, lambda scores: scores.sum(0)),
     lambda x: GradCAM(Net(), "layer").attribute(x),

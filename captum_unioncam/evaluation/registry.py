@@ -112,7 +112,8 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
             ) from None
         if key not in known:
             raise ValueError(
-                f"{label!r}: {name} has no option {key!r}; it has {', '.join(known)}"
+                f"{label!r}: {name} has no option {key!r}{hint(key, known)}; it has "
+                f"{', '.join(known)}"
             )
     return method, options
 

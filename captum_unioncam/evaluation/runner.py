@@ -165,8 +165,8 @@ def _check_folder(
         ) from error
     if not config.resume:
         raise ConfigError(
-            f"`output`: {folder} holds a run already; pass --resume to go on with it, "
-            "or choose another folder"
+            f"`output`: {folder} holds a run already; pass --resume (resume=True) to "
+            "go on with it, or choose another folder"
         )
     try:
         before = json.loads(found)

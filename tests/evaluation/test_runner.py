@@ -232,7 +232,7 @@ def test_a_messy_folder_ends_with_every_file_accounted_for(tmp_path, capsys):
     broken = messy_folder(tmp_path / "images")
     code = main(command(tmp_path / "images", tmp_path / "out"))
     assert code == 3
-    assert "10 rows, 3 failures" in capsys.readouterr().out
+    assert "10 rows, 3 failed" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["failures"]["count"] == 3
     assert [f["id"] for f in report["failures"]["list"]] == broken
@@ -366,7 +366,7 @@ def test_another_run_is_refused_and_nothing_is_touched(images, tmp_path, capsys)
     [
         ({"methods": ("scorcam",)}, "no method 'scorcam'; did you mean 'scorecam'"),
         ({"methods": ()}, "`methods` must name one method at least"),
-        ({"methods": ("unioncam:thet=3",)}, "unioncam has no option 'thet'; it has"),
+        ({"methods": ("unioncam:thet=3",)}, "unioncam has no option 'thet'; did you mean 'theta'"),
         ({"methods": ("unioncam:theta=x",)}, "the value of 'theta' must be a number"),
         ({"methods": ("unioncam:return_details=True",)}, "no option 'return_details'"),
         ({"methods": ("unioncam:theta=300",)}, r"`theta` must be in \[0, 100\]"),
