@@ -366,7 +366,7 @@ def test_another_run_is_refused_and_nothing_is_touched(images, tmp_path, capsys)
     [
         ({"methods": ("scorcam",)}, "no method 'scorcam'; did you mean 'scorecam'"),
         ({"methods": ()}, "`methods` must name one method at least"),
-        ({"methods": ("unioncam:thet=3",)}, "unioncam has no option 'thet'; did you mean 'theta'"),
+        ({"methods": ("unioncam:thet=3",)}, "no option 'thet'; did you mean 'theta'"),
         ({"methods": ("unioncam:theta=x",)}, "the value of 'theta' must be a number"),
         ({"methods": ("unioncam:return_details=True",)}, "no option 'return_details'"),
         ({"methods": ("unioncam:theta=300",)}, r"`theta` must be in \[0, 100\]"),
