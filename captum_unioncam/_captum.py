@@ -142,36 +142,33 @@ def _naming_layer() -> Iterator[None]:
 
 
 def _sources(original: Tensor, reshape_transform: ReshapeTransform) -> Tensor:
-    """Returns where a transform takes each entry from, (1, entries), as positions.
+    """Returns where a transform takes each entry from, as places in the flat tensor.
 
-    A transform moves a tensor of positions as it moves any other.
+    A transform moves a tensor of places as it moves any other.
     """
-    positions = torch.arange(original[0].numel(), device=original.device)
+    places = torch.arange(original.numel(), device=original.device)
     try:
-        moved = reshape_transform(positions.view(1, *original.shape[1:]))
+        moved = reshape_transform(places.view(original.shape))
     except (RuntimeError, TypeError) as error:  # arithmetic that refuses integers
         raise ValueError(ONLY_MOVES) from error
-    if moved.dtype != positions.dtype:
+    if moved.dtype != places.dtype:
         raise ValueError(ONLY_MOVES)
-    return moved.flatten(1)
+    return moved.flatten()
 
 
 def _check_only_moves(
     original: Tensor, reshaped: Tensor, reshape_transform: ReshapeTransform
 ) -> None:
     """Refuses a transform whose entries cannot be put back."""
-    if len(original) == 0:
+    if original.numel() == 0:
         return
     sources = _sources(original, reshape_transform)
-    own, entries = original.flatten(1), reshaped.flatten(1)
+    own, entries = original.flatten(), reshaped.flatten()
     if not (
-        sources.shape[1] == entries.shape[1] == len(torch.unique(sources))
+        len(sources) == len(entries) == len(torch.unique(sources))
         and 0 <= sources.min()
-        and sources.max() < own.shape[1]
-        and torch.equal(
-            own.gather(1, sources.expand(len(own), -1)).nan_to_num(),
-            entries.nan_to_num(),
-        )
+        and sources.max() < len(own)
+        and torch.equal(own[sources].nan_to_num(), entries.nan_to_num())
     ):
         raise ValueError(ONLY_MOVES)
 
@@ -180,17 +177,18 @@ def _put_back(
     original: Tensor, reshaped: Tensor, reshape_transform: ReshapeTransform
 ) -> Tensor:
     """Returns the original with entries where a transform would take them from."""
-    sources = _sources(original, reshape_transform).expand(len(original), -1)
-    entries = reshaped.flatten(1).to(original.dtype)
-    return original.flatten(1).scatter(1, sources, entries).view(original.shape)
+    sources = _sources(original, reshape_transform)
+    entries = reshaped.flatten().to(original.dtype)
+    return original.flatten().scatter(0, sources, entries).view(original.shape)
 
 
 def _check_rows(output: Any, rows: int) -> Tensor:
     """Refuses an output that is no tensor with a row for each example."""
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"`forward_func` must return a Tensor, got a {type(output).__name__}; wrap "
-            "the model in a function that returns the tensor to explain."
+            f"`forward_func` must return a Tensor, got a {type(output).__name__}; give "
+            "captum_unioncam.SelectedOutput(model, key), or your own function that "
+            "returns the tensor to explain."
         )
     if output.dim() == 0 or output.shape[0] != rows:
         raise ValueError(
@@ -337,7 +335,14 @@ class LayerCall(ModelCall):
                 attribute_to_layer_input=self.attribute_to_layer_input,
                 grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
             )
-        return self._reshaped(activations), self._reshaped(gradients)
+        return self._reshaped(activations), tuple(
+            (
+                gradient.detach()
+                if self.reshape_transform is None
+                else self.reshape_transform(gradient.detach())
+            )
+            for gradient in gradients
+        )
 
     def run_counting(
         self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None
@@ -423,9 +428,10 @@ class LayerCall(ModelCall):
                 tensor = self.reshape_transform(original)
             self._check_spatial(tensor)
             # A transform that changes nothing says that the layer is right as it is.
-            if self.reshape_transform is None or tensor.shape != original.shape:
+            changed = tensor.shape != original.shape
+            if self.reshape_transform is None or changed:
                 self._refuse_tokens(tuple(tensor.shape))
-            if tensor.dim() > original.dim():
+            if changed:
                 self._warn_of_proportions(tuple(tensor.shape[2:]))
             reshaped.append(tensor)
         return tuple(reshaped)
@@ -456,10 +462,9 @@ class LayerCall(ModelCall):
         if len(shape) == 3 and 1 not in ranks and ranks & {2, 3}:
             reason, helper = "tokens, (N, T, D), of images", "vit_reshape"
         elif len(shape) == 3 and any(
-            tuple(inp.shape) == shape[:2] and not inp.is_floating_point()
-            for inp in self.inputs
+            tuple(inp.shape) == shape[:2] for inp in self.inputs
         ):
-            reason, helper = "tokens, (N, T, D), of a text", "swin_reshape"
+            reason, helper = "tokens, (N, T, D), of a sequence", "swin_reshape"
         elif looks_channels_last(shape, sizes):
             reason, helper = "its channels in the last place", "swin_reshape"
         else:
@@ -467,16 +472,18 @@ class LayerCall(ModelCall):
         raise ValueError(
             f"`layer` has {reason}: an activation of shape {shape} for inputs of the "
             f"sizes {sizes}; give reshape_transform=captum_unioncam.{helper}, or your "
-            "own function to (N, K, *spatial) (torch.nn.Identity() if the second "
-            "dimension does hold the channels)."
+            "own function to (N, K, *spatial). If the second dimension does hold the "
+            "channels, give torch.nn.Identity()."
         )
 
     def _warn_of_proportions(self, size: tuple[int, ...]) -> None:
-        """Warns of tokens in rows of a wrong length."""
-        images = [inp.shape[-2:] for inp in self.inputs if inp.dim() == len(size) + 2]
+        """Warns of a transform whose rows and columns are unlike the images'."""
+        images = [
+            inp.shape[-2:] for inp in self.inputs if inp.dim() == len(size) + 2 >= 4
+        ]
         if images and all(disproportion(size[-2:], image) >= 2 for image in images):
             warn_user(
                 f"`reshape_transform` makes a grid of {size} for images of "
-                f"{tuple(images[0])}: are these its rows and columns? If not, give "
+                f"{tuple(images[0])}: are these its rows and columns? For tokens, give "
                 "them, as in functools.partial(vit_reshape, grid=(rows, columns))."
             )

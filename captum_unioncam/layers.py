@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
-from captum_unioncam._captum import as_tuple
+from captum_unioncam._captum import ModelCall, as_tuple
 from captum_unioncam._maps import looks_channels_last
+from captum_unioncam.outputs import parts_of
 
 __all__ = ["find_layer", "swin_reshape", "vit_reshape"]
 
@@ -112,8 +115,8 @@ def vit_reshape(
         *Tensor*, (N, D, *grid).
 
     Raises:
-        ValueError: If the tensor is not (N, T, D), ``prefix_tokens`` is negative, or
-            the patch tokens do not form the grid.
+        ValueError: If the tensor is not (N, T, D), ``prefix_tokens`` is negative,
+            ``grid`` is not positive, or the patch tokens do not form it.
 
     Examples::
 
@@ -133,8 +136,9 @@ def vit_reshape(
         raise ValueError(f"`prefix_tokens` must be >= 0, got {prefix_tokens}.")
     count = tokens.shape[1] - prefix_tokens
     if grid is None:
-        side = math.isqrt(max(count, 0))
-        grid = (side, side)
+        grid = (math.isqrt(max(count, 1)),) * 2
+    if isinstance(grid, int) or any(side < 1 for side in grid):
+        raise ValueError(f"`grid` must be positive numbers, one a side, got {grid}.")
     if count < 1 or math.prod(grid) != count:
         raise ValueError(
             f"`vit_reshape`: {tokens.shape[1]} tokens without {prefix_tokens} of "
@@ -196,11 +200,12 @@ class _Trace:
         if (
             isinstance(module, CONVOLUTIONS)
             and set(module.kernel_size) == {1}
+            and inputs
             and inputs[0] is self.last.tensor
         ):
             # If no other weights follow, it is a linear head at each position.
             self.before_head = self.last, module.out_channels
-        elif next(module.parameters(recurse=False), None) is not None:
+        elif _has_weights(module):
             self.before_head = None
         for tensor in output if isinstance(output, tuple | list) else (output,):
             if isinstance(tensor, Tensor) and _has_positions(tensor):
@@ -228,13 +233,13 @@ class _Trace:
             and not looks_channels_last(tensor.shape, self.sizes)
         )
 
-    def layer(self, width: int | None) -> str:
+    def layer(self, widths: set[int]) -> str:
         """Returns the name of the outermost module that the head follows.
 
-        ``width`` is the number of scores that the model puts out, if it is known.
+        ``widths`` are the numbers of scores that the model puts out.
         """
         other, seen = self.last.other, self.last
-        if self.before_head is not None and self.before_head[1] == width:
+        if self.before_head is not None and self.before_head[1] in widths:
             seen, _ = self.before_head
         if other is not None:
             raise ValueError(
@@ -256,9 +261,15 @@ class _Trace:
         return min(reversed(names), key=lambda name: name.count("."))
 
 
+def _has_weights(module: Module) -> bool:
+    own = next(module.parameters(recurse=False), None) is not None
+    return own or is_parametrized(module)
+
+
 def _is_channels_last(module: Module, tensor: Tensor) -> bool:
     if isinstance(module, nn.LayerNorm):  # or a subclass that moves the channels
-        return tensor.shape[1] != module.normalized_shape[-1]
+        *others, features = module.normalized_shape
+        return not others and tensor.shape[1] != features
     return isinstance(module, CHANNELS_LAST)
 
 
@@ -276,8 +287,8 @@ def find_layer(
     The model runs once, with a hook on every module: the answer is the last tensor (N,
     K, *spatial) with more than one position, of the inputs' rank, and of the modules
     that put it out, the outermost. What belongs to the head is left out: adaptive
-    pooling, and a 1 x 1 convolution after which no other weights come, whose channels
-    are the classes. No names are guessed.
+    pooling, and a 1 x 1 convolution whose channels are the model's scores, if no module
+    with weights runs after it. No names are guessed.
 
     Its name: ``next(name for name, module in model.named_modules() if module is
     layer)``.
@@ -293,11 +304,11 @@ def find_layer(
         *torch.nn.Module*, for ``layer``.
 
     Raises:
-        TypeError: If ``model`` is not a module.
-        ValueError: If no input is (N, C, *spatial), or the model has no such layer:
-            tokens or channels that come last (a transformer) lie between the last
-            spatial activation and the output, or the output is itself a map
-            (segmentation). Name the layer yourself then.
+        TypeError: If ``model`` is not a module, or ``inputs`` are no tensors.
+        ValueError: If there is no example, no input is (N, C, *spatial), or the model
+            has no such layer: tokens or channels that come last (a transformer) lie
+            between the last spatial activation and the output, or the output is itself
+            a map (segmentation). Name the layer yourself then.
 
     Examples::
 
@@ -310,6 +321,11 @@ def find_layer(
     """
     if not isinstance(model, Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {model!r}.")
+    if not isinstance(inputs, Tensor | tuple):
+        raise TypeError(
+            "`inputs` must be a Tensor or a tuple of them, got a "
+            f"{type(inputs).__name__}."
+        )
     tensors = as_tuple(inputs)
     sizes = [tuple(tensor.shape[2:]) for tensor in tensors if 3 <= tensor.dim() <= 5]
     if not sizes:
@@ -318,42 +334,42 @@ def find_layer(
             f"spatial dimensions, got {[tuple(tensor.shape) for tensor in tensors]}; "
             "name the layer yourself."
         )
+    if len(tensors[0]) == 0:
+        raise ValueError("`inputs` must hold at least one example, got none.")
     trace = _Trace(len(tensors[0]), sizes)
-    modules: dict[str, Module] = dict(model.named_modules())
-    del modules[""]
+    modules: dict[str, Module] = {
+        name: module
+        for name, module in model.named_modules()
+        if name and "parametrizations" not in name.split(".")  # they put out weights
+    }
     handles = [
         module.register_forward_hook(lambda *run, name=name: trace.see(name, *run))
         for name, module in modules.items()
     ]
-    # What the model may change: its inputs, and in train mode its buffers.
-    copies = tuple(tensor.clone() for tensor in tensors)
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # What the model may change: its arguments, and in train mode its buffers.
+    call = ModelCall.prepare(model, inputs, None, additional_forward_args)
+    buffers = [
+        (buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)
+    ]
     with torch.no_grad():
         try:
-            output = model(*copies, *_as_arguments(additional_forward_args))
+            output = model(*call.cloned_inputs(), *(call.cloned_arguments() or ()))
         finally:
             for handle in handles:
                 handle.remove()
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
-    parts = [part for part in _parts(output) if isinstance(part, Tensor)]
-    if any(map(_has_positions, parts)):
+    parts = [output] if isinstance(output, Tensor) else parts_of(output).values()
+    scores = [part for part in parts if isinstance(part, Tensor)]
+    if not scores:
+        raise ValueError(
+            f"`model` must return a tensor, or tensors in a dict, a tuple or an object,"
+            f" got a {type(output).__name__}; name the layer yourself."
+        )
+    if any(map(_has_positions, scores)):
         raise ValueError(
             "`model` puts out a map, so that there is no head for a layer to be the "
             "last before; name the layer yourself, such as the last of the backbone."
         )
-    widths = {part.shape[1] for part in parts if part.dim() > 1}
-    return modules[trace.layer(widths.pop() if len(widths) == 1 else None)]
-
-
-def _as_arguments(arguments: Any) -> tuple[Any, ...]:
-    if arguments is None:
-        return ()
-    return arguments if isinstance(arguments, tuple) else (arguments,)
-
-
-def _parts(output: Any) -> Iterable[Any]:
-    if isinstance(output, dict):
-        return output.values()
-    return output if isinstance(output, tuple | list) else (output,)
+    return modules[trace.layer({part.shape[1] for part in scores if part.dim() > 1})]

@@ -17,6 +17,7 @@ from torch.nn import Module
 
 from captum_unioncam._captum import ReshapeTransform
 from captum_unioncam.layers import (
+    CONVOLUTIONS,
     find_layer,
     hint,
     named_layer,
@@ -28,10 +29,15 @@ DEFAULT_MODEL = "efficientnet_lite0"
 
 # How to read the layers of a transformer, by its class in torchvision, and the first
 # part of a layer's name.
+# Of convolutions, such as those that embed patches, the channels come first.
 RESHAPE_TRANSFORMS: Mapping[str, Mapping[str, ReshapeTransform]] = {
     "SwinTransformer": {"features": swin_reshape, "norm": swin_reshape},
     "VisionTransformer": {"encoder": vit_reshape},
 }
+
+# How the names of the layers end, of which the last is the default, where it is not the
+# last spatial activation: the normalised input of a block, by class in torchvision.
+DEFAULT_LAYERS = {"VisionTransformer": ".ln_1"}
 
 
 class ModelError(ValueError):
@@ -67,8 +73,9 @@ class Classifier:
         names: dict[Module, str] = {
             layer: name for name, layer in self.model.named_modules()
         }
-        if type(self.model).__name__ == "VisionTransformer":
-            return [name for name in names.values() if name.endswith(".ln_1")][-1]
+        end = DEFAULT_LAYERS.get(type(self.model).__name__)
+        if end is not None:
+            return [name for name in names.values() if name.endswith(end)][-1]
         grey = Image.new("RGB", (256, 256), "grey")
         device = next(self.model.parameters()).device
         inputs = self.preprocess(grey).unsqueeze(0).to(device)
@@ -90,6 +97,8 @@ class Classifier:
 
     def reshape_transform(self, name: str | None = None) -> ReshapeTransform | None:
         """Returns how to read a layer, or the default one; None for a ConvNet's."""
+        if isinstance(self.layer(name), CONVOLUTIONS):
+            return None
         room = (name or self.default_layer).partition(".")[0]
         return RESHAPE_TRANSFORMS.get(type(self.model).__name__, {}).get(room)
 

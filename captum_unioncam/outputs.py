@@ -5,6 +5,7 @@ with ``model.``; those of other targets take no more than a line (see the tutori
 regression, several labels, and similarity to an embedding.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam._maps import at_least_float32
+
+__all__ = ["BoxScore", "MeanOverMask", "SelectedOutput"]
+
+DETECTION = {"boxes", "labels", "scores"}
 
 
 class SelectedOutput(Module):
@@ -46,9 +51,13 @@ class SelectedOutput(Module):
             TypeError: If the part is not a tensor.
         """
         output = self.model(*args, **kwargs)
-        parts = _parts(output)
-        if isinstance(self.key, int) and isinstance(output, Mapping | tuple):
-            parts = dict(enumerate(parts.values()))
+        parts = parts_of(output)
+        if self.key not in parts:
+            # A ModelOutput of HuggingFace counts its parts too.
+            if isinstance(self.key, int) and isinstance(output, Mapping | tuple | list):
+                parts = dict(enumerate(parts.values()))
+            elif isinstance(self.key, str) and hasattr(output, self.key):
+                parts[self.key] = getattr(output, self.key)  # a property
         if self.key not in parts:
             listed = ", ".join(map(repr, parts)) or "no parts"
             raise ValueError(
@@ -64,7 +73,7 @@ class SelectedOutput(Module):
         return found
 
 
-def _parts(output: Any) -> dict[Any, Any]:
+def parts_of(output: Any) -> dict[Any, Any]:
     """Returns the parts of an output by their keys, places or attributes."""
     if isinstance(output, Mapping):
         return dict(output)
@@ -72,11 +81,12 @@ def _parts(output: Any) -> dict[Any, Any]:
         return dict(output._asdict())
     if isinstance(output, tuple | list):
         return dict(enumerate(output))
-    if output is None or isinstance(output, Tensor):
+    if dataclasses.is_dataclass(output):
+        names = [field.name for field in dataclasses.fields(output)]
+        return {name: getattr(output, name) for name in names}
+    if isinstance(output, Tensor) or not hasattr(output, "__dict__"):
         return {}
-    public = [name for name in dir(output) if not name.startswith("_")]
-    values = {name: getattr(output, name) for name in public}
-    return {name: value for name, value in values.items() if not callable(value)}
+    return {name: part for name, part in vars(output).items() if name[0] != "_"}
 
 
 class MeanOverMask(Module):
@@ -114,9 +124,15 @@ class MeanOverMask(Module):
                 *output_size).
 
         Raises:
+            TypeError: If the model returns no tensor.
             ValueError: If the masks do not have the output's size.
         """
-        output: Tensor = self.model(inputs)
+        output = self.model(inputs)
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"`model` must return a Tensor, got a {type(output).__name__}; give "
+                'MeanOverMask(SelectedOutput(model, "out")), with the key of yours.'
+            )
         expected = (len(output), 1, *output.shape[2:])
         if tuple(masks.shape) != expected:
             raise ValueError(
@@ -126,7 +142,8 @@ class MeanOverMask(Module):
         values = at_least_float32(output).flatten(2)  # sums may leave a half type
         weights = masks.to(values.dtype).flatten(2)
         total = weights.sum(2).clamp_min(torch.finfo(values.dtype).tiny)
-        return ((values * weights).sum(2) / total).to(output.dtype)
+        shown = torch.where(weights > 0, values, 0)  # what is outside may be infinite
+        return ((shown * weights).sum(2) / total).to(output.dtype)
 
 
 class BoxScore(Module):
@@ -137,6 +154,11 @@ class BoxScore(Module):
     of each for each example, are additional arguments, so that they follow their
     examples through the masked passes: ``attribute(images, additional_forward_args=
     (boxes, labels))``, with no target.
+
+    Note: torchvision's detectors resize their images, and pad them to a multiple of 32
+    pixels. The layer covers the padding too, so that its map is shifted over the image:
+    give images whose resized sides are multiples of 32, or a ``reshape_transform`` that
+    crops the layer.
 
     Args:
         model (torch.nn.Module): A detector that takes images, (N, C, H, W), and returns
@@ -166,6 +188,7 @@ class BoxScore(Module):
             labels (Tensor): Its class, int, (N,).
 
         Raises:
+            TypeError: If the model returns other than dicts of detections.
             ValueError: If there is not one box and one label for each image.
         """
         if boxes.shape != (len(images), 4) or labels.shape != (len(images),):
@@ -174,16 +197,23 @@ class BoxScore(Module):
                 f" for {len(images)} images, got {tuple(boxes.shape)} and "
                 f"{tuple(labels.shape)}."
             )
-        found = []
+        found = [images.new_zeros(0)]
         for detections, box, label in zip(
             self.model(images), boxes, labels, strict=True
         ):
+            if not DETECTION <= parts_of(detections).keys():
+                raise TypeError(
+                    "`model` must return for each image a dict of 'boxes', 'labels' "
+                    f"and 'scores', got {list(parts_of(detections))} of a "
+                    f"{type(detections).__name__}; wrap it in a module that does."
+                )
             scores = detections["scores"]
             overlap = _iou(detections["boxes"].detach(), box)
             fits = (overlap >= self.iou_threshold) & (detections["labels"] == label)
             # A zero that the scores depend on: no detection is no reason to fail.
-            found.append(torch.cat([0 * scores.sum()[None], scores * fits]).max())
-        return torch.stack(found)
+            best = torch.cat([0 * scores.sum()[None], scores * fits]).max()
+            found.append(best[None])
+        return torch.cat(found)
 
 
 def _iou(boxes: Tensor, box: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ def overlays(
         *matplotlib.figure.Figure*, not shown.
 
     Raises:
+        TypeError: If the images or the maps are not tensors.
         ValueError: If the images are not (N, 3, H, W) or (N, 1, H, W), or not in [0, 1]
             without their mean and std; if there is not one map or title for each.
 
@@ -114,6 +115,7 @@ def panels(
         *matplotlib.figure.Figure*, not shown.
 
     Raises:
+        TypeError: As :func:`overlays`, or if ``maps`` is not a dict.
         ValueError: As :func:`overlays`, or if ``marked`` has a title that no map has.
 
     Examples::
@@ -125,6 +127,11 @@ def panels(
         6
     """
     pictures = _pictures(inputs, mean, std)
+    if not isinstance(maps, Mapping):
+        raise TypeError(
+            "`maps` must be a dict of maps by their titles, got a "
+            f"{type(maps).__name__}."
+        )
     masks = {title: _masks(title, values, inputs) for title, values in maps.items()}
     unknown = [title for title in marked if title not in maps]
     if unknown:
@@ -152,6 +159,7 @@ def panels(
 
 def _pictures(inputs: Tensor, mean: Statistics, std: Statistics) -> list[Array]:
     """Returns images as Captum draws them, (H, W, 3) in [0, 1]."""
+    _check_tensor("inputs", inputs)
     shape = tuple(inputs.shape)
     if len(shape) != 4 or shape[1] not in (1, 3):
         raise ValueError(
@@ -168,10 +176,16 @@ def _pictures(inputs: Tensor, mean: Statistics, std: Statistics) -> list[Array]:
         if not (-RANGE_TOLERANCE <= low and high <= 1 + RANGE_TOLERANCE):
             raise ValueError(
                 f"`inputs` must be in [0, 1], got values from {low:.3g} to {high:.3g}; "
-                "give the `mean` and the `std` by which they were normalised."
+                "give the `mean` and the `std` by which they were normalised (0 and "
+                "1 / 255 for bytes)."
             )
     pictures = images.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     return list(pictures.numpy())
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a Tensor, got a {type(value).__name__}.")
 
 
 def _for_channels(name: str, values: Statistics, images: Tensor) -> Tensor:
@@ -187,6 +201,7 @@ def _for_channels(name: str, values: Statistics, images: Tensor) -> Tensor:
 
 def _masks(name: str, maps: Tensor, inputs: Tensor) -> list[Array]:
     """Returns maps as masks of their images, (H, W) each."""
+    _check_tensor(name, maps)
     shape = tuple(maps.shape)
     if len(shape) != 4 or shape[1] != 1 or len(maps) != len(inputs):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Which layer to explain: found, named, and read by a reshape_transform."""
 
 import copy
+import dataclasses
 from collections import OrderedDict
 from functools import partial
 
@@ -12,6 +13,7 @@ from torchvision import models
 
 from captum_unioncam import (
     GradCAM,
+    LayerCAM,
     MeanOverMask,
     SelectedOutput,
     UnionCAM,
@@ -783,3 +785,99 @@ def test_a_module_of_two_names_has_both():
     assert GradCAM(net, "layer2").layer is net.layer2
     assert GradCAM(net, "again").layer is net.layer2
     assert GradCAM(net, "again.1").layer is net.layer2[1]
+
+
+def test_a_head_is_found_in_any_form_of_output():
+    torch.manual_seed(0)
+    net = models.squeezenet1_1(weights=None).eval()
+
+    @dataclasses.dataclass
+    class Out:
+        logits: torch.Tensor
+
+    class Formed(nn.Module):
+        def __init__(self, form):
+            super().__init__()
+            self.net, self.form = net, form
+
+        def forward(self, x):
+            return self.form(self.net(x))
+
+    for form in (Out, lambda y: (y, y[:, :7]), lambda y: {"logits": y}):
+        assert find_layer(Formed(form), images(side=64)) is net.features
+
+
+def test_a_norm_over_all_of_an_example_keeps_the_channels_first():
+    for rank, conv in ((1, nn.Conv1d), (2, nn.Conv2d)):
+        net = nn.Sequential(
+            conv(3, 4, 3),
+            nn.LayerNorm([4] + rank * [6]),
+            nn.Flatten(),
+            nn.Linear(4 * 6**rank, 2),
+        )
+        assert find_layer(net, torch.rand(2, 3, *rank * [8])) is net[1]
+
+
+def test_weights_under_a_norm_are_no_activations():
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 4, 3))
+    net = nn.Sequential(
+        conv, nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    assert find_layer(net, torch.rand(2, 2, 32)) is net[1]
+
+
+def test_a_convolution_may_be_called_by_keyword():
+    class ByKeyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.point = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1)
+            self.fc = nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.fc(self.point(input=self.conv(x)).mean((2, 3)))
+
+    net = ByKeyword()
+    assert find_layer(net, images(side=8)) is net.point
+
+
+def test_bad_inputs_are_named():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(TypeError, match="`inputs` must be a Tensor or a tuple .* list"):
+        find_layer(net, [images(side=8)])
+    with pytest.raises(ValueError, match="`inputs` must hold at least one example"):
+        find_layer(net, torch.rand(0, 3, 8, 8))
+    assert find_layer(net, images(side=8)) is net[0]
+
+
+def test_additional_arguments_stay():
+    class Adds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x, bias):
+            return self.fc(self.conv(x).mean((2, 3))) + bias.add_(1)
+
+    bias, net = torch.zeros(2), Adds()
+    assert find_layer(net, images(side=8), bias) is net.conv
+    assert not bias.any()
+
+
+@pytest.mark.parametrize("grid", [4, (-2, -8), (0, 16)])
+def test_a_grid_is_positive_numbers(grid):
+    with pytest.raises(ValueError, match="`grid` must be positive numbers"):
+        vit_reshape(torch.rand(1, 16, 3), prefix_tokens=0, grid=grid)
+
+
+def test_tokens_of_a_sequence_are_refused():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.fc = nn.Embedding(9, 8), nn.Linear(8, 2)
+
+        def forward(self, words):
+            return self.fc(self.layer(words).mean(1))
+
+    cam = LayerCAM(Text(), "layer")
+    with pytest.raises(ValueError, match="tokens, .* of a sequence.*swin_reshape"):
+        cam.attribute(torch.randint(9, (2, 5)), target=0)

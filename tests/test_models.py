@@ -70,6 +70,8 @@ def test_the_layers_of_swin_have_channels_last_but_the_default():
     classifier = load_classifier("swin_t", "none")
     assert classifier.reshape_transform() is None
     assert classifier.reshape_transform("features.5") is swin_reshape
+    assert classifier.reshape_transform("features.0") is swin_reshape
+    assert classifier.reshape_transform("features.0.0") is None  # a convolution
     assert classifier.reshape_transform("norm") is swin_reshape
 
 

@@ -190,24 +190,45 @@ def test_a_part_that_is_not_there_is_named_with_those_that_are(pack, key, messag
 
 @pytest.mark.parametrize("output", [lambda y: Answer(y, y), lambda y: None])
 def test_a_place_in_what_has_no_places_is_refused(output):
-    with pytest.raises((ValueError, TypeError), match="`key`"):
+    with pytest.raises(ValueError, match="`key`: .* has no 0; it has "):
         SelectedOutput(Packed(output), 0)(images())
 
 
 def test_a_place_in_a_tensor_is_no_example_of_it():
     """Of a model that returns a tensor already, 0 would be the first example."""
-    with pytest.raises((ValueError, TypeError), match="`key`"):
+    with pytest.raises(ValueError, match="`key`: .* Tensor has no 0; it has no parts"):
         SelectedOutput(Packed(lambda y: y), 0)(images())
 
 
-def test_a_negative_place_counts_from_the_end_or_is_refused():
+def test_a_negative_place_is_refused():
     wrapped = SelectedOutput(Packed(lambda y: (y[:, :1], y)), -1)
-    try:
-        output = wrapped(images())
-    except ValueError as error:
-        assert "`key`: the model's tuple has no -1; it has 0, 1" in str(error)
-    else:
-        assert output.shape == (3, 4)
+    with pytest.raises(ValueError, match="the model's tuple has no -1; it has 0, 1"):
+        wrapped(images())
+
+
+def test_keys_that_are_numbers_are_keys():
+    packed = Packed(lambda y: {1: y, 0: y[:, :1], 8: y[:, :2]})
+    widths = [SelectedOutput(packed, key)(images()).shape[1] for key in (0, 1, 8)]
+    assert widths == [1, 4, 2]
+
+
+class Lazy:
+    """An output with a property that raises, and one that does not."""
+
+    def __init__(self, y):
+        self._y = y
+
+    @property
+    def loss(self):
+        raise NotImplementedError
+
+    @property
+    def logits(self):
+        return self._y
+
+
+def test_a_property_is_a_part_and_no_other_is_read():
+    assert SelectedOutput(Packed(Lazy), "logits")(images()).shape == (3, 4)
 
 
 def test_a_part_that_is_none_is_not_said_to_be_missing_and_there():
@@ -218,7 +239,7 @@ def test_a_part_that_is_none_is_not_said_to_be_missing_and_there():
         lambda y: (None, y),
     ):
         key = {dict: "loss", Answer: "hidden", tuple: 0}[type(pack(torch.zeros(1)))]
-        with pytest.raises((ValueError, TypeError), match="`key`.*None"):
+        with pytest.raises(TypeError, match="`key`: .* got a NoneType"):
             SelectedOutput(Packed(pack), key)(images())
 
 
@@ -704,3 +725,26 @@ def test_several_labels_of_one_output():
         inputs, target=0, score_func=torch.sigmoid, return_details=True
     )
     check_scores(details, net, inputs, lambda output: output.sigmoid()[:, 0])
+
+
+def test_a_segmentation_model_of_a_dict_names_the_wrapper():
+    with pytest.raises(TypeError, match="give MeanOverMask.SelectedOutput.model, "):
+        MeanOverMask(Packed(lambda y: {"out": y}))(images(), torch.ones(3, 1, 1, 1))
+
+
+def test_infinite_logits_outside_of_the_mask_do_not_matter():
+    logits = torch.tensor([[[[1.0, -torch.inf], [3.0, torch.nan]]]])
+    masks = torch.tensor([[[[True, False], [True, False]]]])
+    assert MeanOverMask(nn.Identity())(logits, masks).tolist() == [[2]]
+
+
+def test_no_images_have_no_box_scores():
+    score = BoxScore(lambda images: [])
+    none = torch.zeros(0, 3, 8, 8), torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+    assert score(*none).shape == (0,)
+
+
+def test_a_detector_of_another_form_is_refused():
+    score = BoxScore(lambda images: [{"boxes": torch.zeros(0, 4)}])
+    with pytest.raises(TypeError, match=r"got \['boxes'\] of a dict; wrap it"):
+        score(torch.zeros(1, 3, 8, 8), torch.zeros(1, 4), torch.zeros(1).long())

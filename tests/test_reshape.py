@@ -6,6 +6,7 @@ or as tokens, and every method must give the same result for all of them.
 
 import inspect
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -14,10 +15,12 @@ from captum.attr import LayerGradCam, NoiseTunnel
 from torch import nn
 
 from captum_unioncam import (
+    AblationCAM,
     DenoisedGradCAM,
     GradCAM,
     HiResCAM,
     LayerCAM,
+    ReciproCAM,
     RegionCAM,
     ScoreCAM,
     UnionCAM,
@@ -512,6 +515,7 @@ ARITHMETIC = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* makes a grid")
 @replacing_method
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
 def test_methods_that_replace_the_tensor_refuse_arithmetic(name, arithmetic):
@@ -537,6 +541,7 @@ COPIES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* makes a grid")
 @replacing_method
 @pytest.mark.parametrize("copies", COPIES)
 def test_methods_that_replace_the_tensor_refuse_copies(name, copies):
@@ -841,8 +846,7 @@ def test_signals_and_volumes_are_not_refused():
         assert maps.shape == (2, 1, *layer[1:])
 
 
-def test_a_transform_is_never_refused_for_its_shape():
-    """Who gives one says what the layer is."""
+def test_the_identity_says_that_a_layer_is_right_as_it_is():
     for shape in [(8, 8, 96), (96, 8, 8), (8, 96)]:
         net = Shape(*shape)
         cam = RegionCAM if len(shape) == 3 else LayerCAM
@@ -850,3 +854,41 @@ def test_a_transform_is_never_refused_for_its_shape():
             torch.rand(2, 3, 32, 32), target=0
         )
         assert maps.shape == (2, 1, *shape[1:])
+
+
+def test_a_transform_to_other_proportions_is_named_once():
+    net = Shape(5, 8, 6)
+    for cam in (GradCAM, RegionCAM):
+        attribution = cam(net, "layer", reshape_transform=swin_reshape)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            attribution.attribute(torch.rand(2, 3, 32, 32), target=0)
+        named = [w for w in caught if "makes a grid of (5, 8)" in f"{w.message}"]
+        assert len(named) == 1
+
+
+def test_tokens_that_come_before_the_batch_may_be_moved():
+    """As in torch.nn.TransformerEncoderLayer by default, (T, N, D)."""
+    torch.manual_seed(0)
+
+    class SequenceFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Identity(), nn.Linear(5, 3)
+
+        def forward(self, image):
+            tokens = image.flatten(2).permute(2, 0, 1)  # (16, N, 5)
+            return self.head(torch.tanh(self.layer(tokens)).mean(0))
+
+    net, inputs = SequenceFirst().eval(), torch.rand(3, 5, 4, 4)
+    plain = nn.Sequential(
+        nn.Identity(), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), net.head
+    )
+
+    def to_maps(tokens):
+        return vit_reshape(tokens.transpose(0, 1), prefix_tokens=0)
+
+    for cam in (GradCAM, AblationCAM, ReciproCAM):
+        moved = cam(net, "layer", reshape_transform=to_maps).attribute(inputs, target=1)
+        expected = cam(plain, "0").attribute(inputs, target=1)
+        assert torch.allclose(moved, expected, atol=1e-6), cam

@@ -66,9 +66,17 @@ class Method:
             offered (Any): Options of the constructor and of ``attribute`` for several
                 methods. Those that the class does not have, or gives another meaning,
                 are left out.
+
+        Raises:
+            TypeError: If a ``reshape_transform`` would be left out.
         """
         offered = {k: v for k, v in offered.items() if k not in self.ignores}
         built = _known(self.attribution, offered)
+        if offered.get("reshape_transform") and "reshape_transform" not in built:
+            raise TypeError(
+                f"`reshape_transform`: {self.title} does not take one, and would read "
+                "the layer as it is; leave this method out, or give it the option."
+            )
         cam = self.attribution(forward_func, layer, **built)
         known = _known(self.attribution.attribute, offered)
         explain: Callable[..., Any] = partial(cam.attribute, **{**known, **(own or {})})

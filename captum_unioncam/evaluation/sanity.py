@@ -187,7 +187,7 @@ def _with_values(model: Module, source: Module) -> Module:
 
 def randomization_curves(
     model: Module,
-    layer_name: str,
+    layer: str,
     explain: Callable[[Module, Module], Tensor],
     stages: int = STAGES,
     seed: int = 0,
@@ -205,7 +205,7 @@ def randomization_curves(
 
     Args:
         model (Module): The trained model, in eval mode.
-        layer_name (str): Dotted name of the layer to explain, the same in each copy.
+        layer (str): Dotted name of the layer to explain, the same in each copy.
         explain (Callable): From a model and its layer to maps, (N, 1, *spatial). It
             explains the same inputs and targets at each call: pick the targets
             beforehand, since a randomized model predicts other classes.
@@ -237,11 +237,11 @@ def randomization_curves(
         >>> [(name, tuple(values.shape)) for name, values in curves]
         [('trained', (3,)), ('3', (3,)), ('0', (3,))]
     """
-    trained = explain(model, named_layer(model, layer_name))
+    trained = explain(model, named_layer(model, layer))
     ones = at_least_float32(trained.new_ones(len(trained)))
     curves = [("trained", ones)]
     for name, randomized in cascade(model, stages, seed):
-        maps = explain(randomized, named_layer(randomized, layer_name))
+        maps = explain(randomized, named_layer(randomized, layer))
         curves.append((name, spearman(trained, maps)))
     return curves
 

@@ -319,6 +319,12 @@ def test_groupcam_keeps_its_blurred_baselines(net, images):
     assert not torch.allclose(maps, cam.attribute(images, 0, baselines=0.25), **SAME)
 
 
+def test_a_transform_is_not_left_out(recorded):
+    with pytest.raises(TypeError, match="`reshape_transform`: .* does not take one"):
+        entry_of().explain("model", "layer", reshape_transform=torch.relu)
+    entry_of().explain("model", "layer", reshape_transform=None)
+
+
 # Labels
 
 
