@@ -49,6 +49,7 @@ PERTURBING = [
 pytestmark = [
     pytest.mark.filterwarnings("error::UserWarning"),
     pytest.mark.filterwarnings("ignore:.* flat. they have one value:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.* makes a grid of:UserWarning"),
 ]
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -515,7 +516,6 @@ ARITHMETIC = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.* makes a grid")
 @replacing_method
 @pytest.mark.parametrize("arithmetic", ARITHMETIC)
 def test_methods_that_replace_the_tensor_refuse_arithmetic(name, arithmetic):
@@ -541,7 +541,6 @@ COPIES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.* makes a grid")
 @replacing_method
 @pytest.mark.parametrize("copies", COPIES)
 def test_methods_that_replace_the_tensor_refuse_copies(name, copies):
