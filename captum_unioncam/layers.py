@@ -290,6 +290,8 @@ def find_layer(
     pooling, and a 1 x 1 convolution whose channels are the model's scores, if no module
     with weights runs after it. No names are guessed.
 
+    Cost: 1 forward pass, and a copy of the model's buffers.
+
     Its name: ``next(name for name, module in model.named_modules() if module is
     layer)``.
 

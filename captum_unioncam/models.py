@@ -28,8 +28,7 @@ from captum_unioncam.layers import (
 DEFAULT_MODEL = "efficientnet_lite0"
 
 # How to read the layers of a transformer, by its class in torchvision, and the first
-# part of a layer's name.
-# Of convolutions, such as those that embed patches, the channels come first.
+# part of a layer's name. The channels of its convolutions come first.
 RESHAPE_TRANSFORMS: Mapping[str, Mapping[str, ReshapeTransform]] = {
     "SwinTransformer": {"features": swin_reshape, "norm": swin_reshape},
     "VisionTransformer": {"encoder": vit_reshape},
