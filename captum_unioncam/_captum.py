@@ -335,14 +335,7 @@ class LayerCall(ModelCall):
                 attribute_to_layer_input=self.attribute_to_layer_input,
                 grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
             )
-        return self._reshaped(activations), tuple(
-            (
-                gradient.detach()
-                if self.reshape_transform is None
-                else self.reshape_transform(gradient.detach())
-            )
-            for gradient in gradients
-        )
+        return self._reshaped(activations), tuple(map(self._transformed, gradients))
 
     def run_counting(
         self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None
@@ -423,18 +416,23 @@ class LayerCall(ModelCall):
         """Returns detached tensors (N, K, *spatial), or refuses them."""
         reshaped = []
         for tensor in tensors:
-            original = tensor = tensor.detach()
-            if self.reshape_transform is not None:
-                tensor = self.reshape_transform(original)
-            self._check_spatial(tensor)
+            transformed = self._transformed(tensor)
+            self._check_spatial(transformed)
             # A transform that changes nothing says that the layer is right as it is.
-            changed = tensor.shape != original.shape
+            changed = transformed.shape != tensor.shape
             if self.reshape_transform is None or changed:
-                self._refuse_tokens(tuple(tensor.shape))
+                self._refuse_tokens(tuple(transformed.shape))
             if changed:
-                self._warn_of_proportions(tuple(tensor.shape[2:]))
-            reshaped.append(tensor)
+                self._warn_of_proportions(tuple(transformed.shape[2:]))
+            reshaped.append(transformed)
         return tuple(reshaped)
+
+    def _transformed(self, tensor: Tensor) -> Tensor:
+        """Returns a tensor of the layer, detached, in the form (N, K, *spatial)."""
+        detached = tensor.detach()
+        if self.reshape_transform is None:
+            return detached
+        return self.reshape_transform(detached)
 
     def _check_spatial(self, tensor: Any) -> None:
         name = "`layer`" if self.reshape_transform is None else "`reshape_transform`"

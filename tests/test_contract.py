@@ -95,7 +95,10 @@ SCALED = (UnionCAM, FusionCAM, ReciproCAM)
 PLAIN_MASKS = {SSCAM: {"std": 0.0}, GroupCAM: {"baselines": (0, 0, 0)}}
 
 # A flat or a broken map warns, and would make most comparisons empty.
-pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("error::UserWarning"),
+]
 
 every_method = pytest.mark.parametrize("method", METHODS)
 perturbing_method = pytest.mark.parametrize("method", PERTURBING)
@@ -179,15 +182,6 @@ def make_images(examples=EXAMPLES, dims=2, channels=3, size=SIZE, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shape = (examples, channels, *size[:dims])
     return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other make tiny nets very slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", autouse=True)

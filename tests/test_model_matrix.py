@@ -17,6 +17,7 @@ FEW = {"max_channels": 2, "num_samples": 2, "groups": 2}
 TARGETS = [0, 3]
 # Random weights leave little to see to some methods.
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("error::UserWarning"),
     pytest.mark.filterwarnings("ignore:.* flat. they have one value:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*initialization:FutureWarning"),
@@ -70,15 +71,6 @@ MODELS = {
     "swin_t": (torchvision_model("swin_t"), 64, "permute"),
     "maxvit": (small_maxvit, 64, "blocks.1"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other are slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @functools.lru_cache(maxsize=1)

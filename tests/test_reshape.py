@@ -47,6 +47,7 @@ PERTURBING = [
 
 # Not every comparison is of lively maps: one test sees to it that most are.
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("error::UserWarning"),
     pytest.mark.filterwarnings("ignore:.* flat. they have one value:UserWarning"),
     pytest.mark.filterwarnings("ignore:.* makes a grid of:UserWarning"),
@@ -54,15 +55,6 @@ pytestmark = [
 
 every_method = pytest.mark.parametrize("name", METHODS)
 replacing_method = pytest.mark.parametrize("name", REPLACING)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other make tiny nets very slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def layer_size(rank):

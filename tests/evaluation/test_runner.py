@@ -29,13 +29,7 @@ QUICK = {"max_channels": 2, "steps": 2}
 METHODS = ("unioncam", "gradcam")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The same rounding in every process, and no threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
