@@ -1,55 +1,11 @@
-"""UnionCAM (Hu et al. 2024) and the family of CAMs, as Captum attributions."""
+"""UnionCAM (Hu et al. 2024) and the family of CAMs, as Captum attributions.
 
-from captum_unioncam.adapters import as_explanation_func, to_input
-from captum_unioncam.attr import (
-    AblationCAM,
-    DenoisedGradCAM,
-    FusionCAM,
-    GradCAM,
-    GradCAMPlusPlus,
-    GradientCAM,
-    GroupCAM,
-    HiResCAM,
-    ISCAM,
-    LayerCAM,
-    ReciproCAM,
-    RegionCAM,
-    ScoreCAM,
-    SSCAM,
-    UnionCAM,
-    UnionCAMDetails,
-    XGradCAM,
-)
-from captum_unioncam.layers import find_layer, swin_reshape, vit_reshape
-from captum_unioncam.outputs import BoxScore, MeanOverMask, SelectedOutput
+Names are imported when they are first used, so that the command starts without torch.
+``__init__.pyi`` lists them.
+"""
 
-__all__ = [
-    "AblationCAM",
-    "BoxScore",
-    "DenoisedGradCAM",
-    "FusionCAM",
-    "GradCAM",
-    "GradCAMPlusPlus",
-    "GradientCAM",
-    "GroupCAM",
-    "HiResCAM",
-    "ISCAM",
-    "LayerCAM",
-    "MeanOverMask",
-    "ReciproCAM",
-    "RegionCAM",
-    "SSCAM",
-    "ScoreCAM",
-    "SelectedOutput",
-    "UnionCAM",
-    "UnionCAMDetails",
-    "XGradCAM",
-    "__version__",
-    "as_explanation_func",
-    "find_layer",
-    "swin_reshape",
-    "to_input",
-    "vit_reshape",
-]
+import lazy_loader
 
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,6 +20,17 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def checked_maps(attributions: Tensor, examples: int) -> Tensor:
+    """Returns maps in at least 32 bits; refuses what is not one for each example."""
+    shape = tuple(attributions.shape)
+    if not 3 <= len(shape) <= 5 or shape[:2] != (examples, 1):
+        raise ValueError(
+            f"`attributions` must have one map for each example, ({examples}, 1, "
+            f"*size), got {shape}."
+        )
+    return at_least_float32(attributions.detach())
+
+
 def spatial_dims(maps: Tensor) -> tuple[int, ...]:
     """Returns the indices of the dimensions after the batch and the channels."""
     return tuple(range(2, maps.dim()))
@@ -31,37 +42,20 @@ def extremes(maps: Tensor) -> tuple[Tensor, Tensor]:
     return maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
 
 
-def is_flat(maps: Tensor) -> Tensor:
-    """Returns whether each map has one value everywhere, (N, K); NaN is not flat."""
-    low, high = extremes(maps)
-    return (low == high).flatten(1)
+def is_constant(maps: Tensor) -> Tensor:
+    """Returns whether each map has one value everywhere, (N, K); NaN is not one."""
+    low, high = extremes(maps)  # (N, K, 1, ...)
+    return (low == high).flatten(1)  # (N, K)
 
 
-def looks_channels_last(shape: Sequence[int], sizes: Sequence[Sequence[int]]) -> bool:
-    """Returns whether a layer of this shape must be (N, *spatial, K).
+def is_active(maps: Tensor) -> Tensor:
+    """Returns which maps are worth a mask, (N, K).
 
-    A layer keeps the proportions of the image, (..., H, W). Where its second and third
-    last dimensions do, and its last two do not, even if a position was gained on one
-    side and lost on the other, the channels are last. One channel is hardly a layer,
-    and one spatial dimension has no proportions.
-
-    Args:
-        shape (Sequence[int]): Shape of the layer's tensor.
-        sizes (Sequence[Sequence[int]]): Spatial sizes of the inputs; those of another
-            rank do not count.
+    Not the constant ones, whose mask is all zeros, and none of an example that is not
+    finite.
     """
-    images = [size[-2:] for size in sizes if len(size) == len(shape) - 2 >= 2]
-    return (
-        shape[-1] > 1
-        and any(disproportion(shape[-3:-1], image) < 1 for image in images)
-        and all(disproportion(shape[-2:], image) >= 2 for image in images)
-    )
-
-
-def disproportion(size: Sequence[int], image: Sequence[int]) -> float:
-    """Returns by how many positions a size departs from the image's proportions."""
-    (height, width), (rows, columns) = image, size
-    return abs(rows * width - columns * height) / max(height, width)
+    finite = maps.isfinite().flatten(1).all(1, keepdim=True)  # (N, 1)
+    return ~is_constant(maps) & finite
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -72,26 +66,26 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, tuple(size), mode=mode, align_corners=False)
 
 
-def _scale(maps: Tensor, low: Tensor, high: Tensor, flat: Tensor) -> Tensor:
-    """Maps ``low`` to 0 and ``high`` to 1; flat maps become 0."""
-    span = high - low
-    blank = (span == 0) | flat.view_as(span)
+def _scale(maps: Tensor, low: Tensor, high: Tensor, constant: Tensor) -> Tensor:
+    """Maps ``low`` to 0 and ``high`` to 1; constant maps become 0."""
+    span = high - low  # (N, K, 1, ...)
+    blank = (span == 0) | constant.view_as(span)
     return (maps - low) / torch.where(blank, torch.inf, span)
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """Scales each map to [0, 1]; a flat map becomes all zeros."""
-    return _scale(maps, *extremes(maps), is_flat(maps))
+    """Scales each map to [0, 1]; a constant map becomes all zeros."""
+    return _scale(maps, *extremes(maps), is_constant(maps))
 
 
 def to_mask(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Turns maps into masks: resized to ``size`` first, then scaled to [0, 1].
 
-    A flat map gives the all-zero mask. Flatness is judged before resizing, whose
+    A constant map gives the all-zero mask. It is recognised before resizing, whose
     rounding could otherwise be scaled up to a mask.
     """
-    resized = upsample(maps, size)
-    return _scale(resized, *extremes(resized), is_flat(maps))
+    resized = upsample(maps, size)  # (N, K, *size)
+    return _scale(resized, *extremes(resized), is_constant(maps))
 
 
 def scale_as_mask(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -101,7 +95,7 @@ def scale_as_mask(maps: Tensor, size: Sequence[int]) -> Tensor:
     their own size the values may leave [0, 1] a little, because a resized map need not
     reach the extremes of the original.
     """
-    return _scale(maps, *extremes(upsample(maps, size)), is_flat(maps))
+    return _scale(maps, *extremes(upsample(maps, size)), is_constant(maps))
 
 
 def percentile(maps: Tensor, q: float) -> Tensor:
@@ -131,6 +125,7 @@ def gaussian_blur(maps: Tensor, sigma: float, radius: int) -> Tensor:
         length = values.shape[dim]
         places = torch.arange(length, device=values.device)
         period = max(2 * (length - 1), 1)
+        # The entry that each place of the kernel falls on: (length, kernel).
         sources = (places[:, None] + offsets).remainder(period)
         sources = torch.where(sources < length, sources, period - sources)
         weights = values.new_zeros(length, length)  # from sources (columns) to places

@@ -5,10 +5,9 @@ running the model. A transformer's layer has tokens, or its channels last: a
 ``reshape_transform`` such as :func:`vit_reshape` makes them the channels of a map.
 """
 
-import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,31 +17,24 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from captum_unioncam._captum import ModelCall, as_tuple
-from captum_unioncam._maps import looks_channels_last
-from captum_unioncam.outputs import parts_of
+from captum_unioncam._captum import as_tuple
+from captum_unioncam._checks import did_you_mean
+from captum_unioncam._forward import ModelCall
+from captum_unioncam._reshape import looks_channels_last
+from captum_unioncam.wrappers import parts_of
 
 __all__ = ["find_layer", "swin_reshape", "vit_reshape"]
 
 # Their outputs have the features in the last dimension, by definition.
 CHANNELS_LAST = (nn.Linear, nn.MultiheadAttention, nn.RNNBase)
 
-# The first step of a head: their outputs are no activations of their own.
+# The first step of a head: their outputs do not count as activations.
 ADAPTIVE_POOLING = tuple(
     getattr(nn, f"Adaptive{kind}Pool{rank}d")
     for kind in ("Avg", "Max")
     for rank in (1, 2, 3)
 )
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def hint(name: str, names: Iterable[str]) -> str:
-    """Returns "; did you mean ...?" for a name that is close to some, else nothing."""
-    names = list(names)
-    ends = [known for known in names if name and known.endswith(f".{name}")]
-    close = [*ends, *difflib.get_close_matches(name, names)]
-    shown = list(dict.fromkeys(close))[:3]
-    return f"; did you mean {' or '.join(map(repr, shown))}?" if shown else ""
 
 
 def named_layer(model: Module, name: str) -> Module:
@@ -57,7 +49,7 @@ def named_layer(model: Module, name: str) -> Module:
     if name not in layers:
         raise ValueError(
             f"`layer`: {type(model).__name__} has no layer {name!r}"
-            f"{hint(name, layers) or f'; it has {_listed(layers)}.'}"
+            f"{did_you_mean(name, layers) or f'; it has {_listed(layers)}.'}"
         )
     return layers[name]
 
@@ -177,8 +169,8 @@ class _Seen:
     """A spatial activation, and what lies between it and the output."""
 
     tensor: Tensor | None = None
-    makers: tuple[tuple[str, int], ...] = ()  # modules that put it out, in which run
-    other: str | None = None  # a module that put out something else, not pooled, later
+    makers: tuple[tuple[str, int], ...] = ()  # modules that return it, in which run
+    other: str | None = None  # a module that later returns something else, not pooled
 
 
 @dataclass
@@ -195,7 +187,7 @@ class _Trace:
     def see(
         self, name: str, module: Module, inputs: tuple[Any, ...], output: Any
     ) -> None:
-        """Takes note of one run of a module, when it ends."""
+        """Records one run of a module, when it ends."""
         self.runs[name] += 1
         if (
             isinstance(module, CONVOLUTIONS)
@@ -236,7 +228,7 @@ class _Trace:
     def layer(self, widths: set[int]) -> str:
         """Returns the name of the outermost module that the head follows.
 
-        ``widths`` are the numbers of scores that the model puts out.
+        ``widths`` are the numbers of scores that the model returns.
         """
         other, seen = self.last.other, self.last
         if self.before_head is not None and self.before_head[1] in widths:
@@ -253,7 +245,7 @@ class _Trace:
         if not names:
             again = ", ".join(repr(name) for name, _ in seen.makers)
             raise ValueError(
-                "`model` has no layer whose last run puts out a spatial activation (N, "
+                "`model` has no layer whose last run returns a spatial activation (N, "
                 "K, *spatial) of more than one position before the head"
                 f"{f': {again} runs again later' if again else ''}; name the layer "
                 "yourself."
@@ -262,8 +254,8 @@ class _Trace:
 
 
 def _has_weights(module: Module) -> bool:
-    own = next(module.parameters(recurse=False), None) is not None
-    return own or is_parametrized(module)
+    has_parameters = next(module.parameters(recurse=False), None) is not None
+    return has_parameters or is_parametrized(module)
 
 
 def _is_channels_last(module: Module, tensor: Tensor) -> bool:
@@ -286,9 +278,9 @@ def find_layer(
 
     The model runs once, with a hook on every module: the answer is the last tensor (N,
     K, *spatial) with more than one position, of the inputs' rank, and of the modules
-    that put it out, the outermost. What belongs to the head is left out: adaptive
+    that return it, the outermost. What belongs to the head is left out: adaptive
     pooling, and a 1 x 1 convolution whose channels are the model's scores, if no module
-    with weights runs after it. No names are guessed.
+    with weights runs after it. It does not guess from names.
 
     Cost: 1 forward pass, and a copy of the model's buffers.
 
@@ -298,7 +290,7 @@ def find_layer(
     Args:
         model (torch.nn.Module): The model, in eval mode.
         inputs (Tensor or tuple[Tensor, ...]): Inputs for it, batch first; one example
-            will do.
+            is enough.
         additional_forward_args (Any, optional): Further arguments of the model, after
             the inputs. Default: None
 
@@ -321,6 +313,32 @@ def find_layer(
         >>> find_layer(model, torch.rand(1, 3, 64, 64)) is model.layer4
         True
     """
+    sizes = _checked_sizes(model, inputs)
+    trace = _Trace(len(as_tuple(inputs)[0]), sizes)
+    modules: dict[str, Module] = {
+        name: module
+        for name, module in model.named_modules()
+        if name and "parametrizations" not in name.split(".")  # they return weights
+    }
+    call = ModelCall.prepare(model, inputs, None, additional_forward_args)
+    output = _traced(model, modules, call, trace)
+    parts = [output] if isinstance(output, Tensor) else parts_of(output).values()
+    scores = [part for part in parts if isinstance(part, Tensor)]
+    if not scores:
+        raise ValueError(
+            f"`model` must return a tensor, or tensors in a dict, a tuple or an object,"
+            f" got a {type(output).__name__}; name the layer yourself."
+        )
+    if any(map(_has_positions, scores)):
+        raise ValueError(
+            "`model` returns a map, so that there is no head after the last layer; "
+            "name the layer yourself, such as the last of the backbone."
+        )
+    return modules[trace.layer({part.shape[1] for part in scores if part.dim() > 1})]
+
+
+def _checked_sizes(model: Any, inputs: Any) -> list[tuple[int, ...]]:
+    """Returns the spatial sizes of the inputs, or refuses them."""
     if not isinstance(model, Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {model!r}.")
     if not isinstance(inputs, Tensor | tuple):
@@ -338,40 +356,27 @@ def find_layer(
         )
     if len(tensors[0]) == 0:
         raise ValueError("`inputs` must hold at least one example, got none.")
-    trace = _Trace(len(tensors[0]), sizes)
-    modules: dict[str, Module] = {
-        name: module
-        for name, module in model.named_modules()
-        if name and "parametrizations" not in name.split(".")  # they put out weights
-    }
+    return sizes
+
+
+def _traced(
+    model: Module, modules: Mapping[str, Module], call: ModelCall, trace: _Trace
+) -> Any:
+    """Runs the model once under hooks, and restores its buffers."""
     handles = [
         module.register_forward_hook(lambda *run, name=name: trace.see(name, *run))
         for name, module in modules.items()
     ]
     # What the model may change: its arguments, and in train mode its buffers.
-    call = ModelCall.prepare(model, inputs, None, additional_forward_args)
     buffers = [
         (buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)
     ]
     with torch.no_grad():
         try:
-            output = model(*call.cloned_inputs(), *(call.cloned_arguments() or ()))
+            return model(*call.cloned_inputs(), *(call.cloned_arguments() or ()))
         finally:
             for handle in handles:
                 handle.remove()
             for buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
-    parts = [output] if isinstance(output, Tensor) else parts_of(output).values()
-    scores = [part for part in parts if isinstance(part, Tensor)]
-    if not scores:
-        raise ValueError(
-            f"`model` must return a tensor, or tensors in a dict, a tuple or an object,"
-            f" got a {type(output).__name__}; name the layer yourself."
-        )
-    if any(map(_has_positions, scores)):
-        raise ValueError(
-            "`model` puts out a map, so that there is no head for a layer to be the "
-            "last before; name the layer yourself, such as the last of the backbone."
-        )
-    return modules[trace.layer({part.shape[1] for part in scores if part.dim() > 1})]

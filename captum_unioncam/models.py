@@ -6,6 +6,7 @@ and the packages of the ``demo`` extra are imported when a model is loaded, not 
 
 import functools
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +16,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam._captum import ReshapeTransform
+from captum_unioncam._checks import did_you_mean
+from captum_unioncam._options import DEFAULT_MODEL
+from captum_unioncam._reshape import ReshapeTransform
+from captum_unioncam.errors import ConfigError, ModelError, one_line
 from captum_unioncam.layers import (
     CONVOLUTIONS,
     find_layer,
-    hint,
     named_layer,
     swin_reshape,
     vit_reshape,
 )
-
-DEFAULT_MODEL = "efficientnet_lite0"
 
 # How to read the layers of a transformer, by its class in torchvision, and the first
 # part of a layer's name. The channels of its convolutions come first.
@@ -37,10 +38,6 @@ RESHAPE_TRANSFORMS: Mapping[str, Mapping[str, ReshapeTransform]] = {
 # How the names of the layers end, of which the last is the default, where it is not the
 # last spatial activation: the normalised input of a block, by class in torchvision.
 DEFAULT_LAYERS = {"VisionTransformer": ".ln_1"}
-
-
-class ModelError(ValueError):
-    """A model, its weights or its layer cannot be had; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,57 @@ class Classifier:
         """Returns how to read a layer, or the default one; None for a ConvNet's."""
         if isinstance(self.layer(name), CONVOLUTIONS):
             return None
-        room = (name or self.default_layer).partition(".")[0]
-        return RESHAPE_TRANSFORMS.get(type(self.model).__name__, {}).get(room)
+        part = (name or self.default_layer).partition(".")[0]
+        return RESHAPE_TRANSFORMS.get(type(self.model).__name__, {}).get(part)
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """Returns the device of a name, once a tensor has been put there.
+
+    Args:
+        name (str or None): None is cuda where there is one, else cpu.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"`device` {name} cannot be used: {one_line(error)}"
+        ) from error
+    return device
+
+
+def class_index(name: str, categories: list[str], count: int) -> int:
+    """Returns the index of a class, given by its index or its name.
+
+    Args:
+        name (str): A whole number, or a name in any case.
+        categories (list[str]): The names by index; empty if they are not known.
+        count (int): The number of classes.
+
+    Raises:
+        ConfigError: If there is no such class, or several have this name.
+    """
+    if re.fullmatch("-?[0-9]+", name):
+        if not 0 <= int(name) < count:
+            raise ConfigError(f"--target must be in [0, {count - 1}], got {int(name)}")
+        return int(name)
+    wanted = name.casefold()
+    found = [i for i, c in enumerate(categories) if c.casefold() == wanted]
+    if not found:
+        known = [category.casefold() for category in categories]
+        close = did_you_mean(wanted, known)
+        raise ConfigError(f"--target: there is no class {name!r}{close}")
+    if len(found) > 1:
+        raise ConfigError(
+            f"--target: {name!r} is several classes, {found}; give an index"
+        )
+    return found[0]
 
 
 def load_classifier(name: str = DEFAULT_MODEL, weights: str = "default") -> Classifier:
@@ -112,7 +158,7 @@ def load_classifier(name: str = DEFAULT_MODEL, weights: str = "default") -> Clas
             random ones, or the path of a state dict. Default: "default"
 
     Raises:
-        ModelError: If the model is unknown, or its weights cannot be had.
+        ModelError: If the model is unknown, or its weights cannot be loaded.
     """
     if name == DEFAULT_MODEL:
         return _load_lite(weights)
@@ -155,7 +201,7 @@ def _load_torchvision(name: str, weights: str) -> Classifier:
     names = models.list_models(module=models)
     if name not in names:
         known = [DEFAULT_MODEL, *names]
-        raise ModelError(f"there is no model {name!r}{hint(name, known)}")
+        raise ModelError(f"there is no model {name!r}{did_you_mean(name, known)}")
     metadata = models.get_model_weights(name).DEFAULT
     state = None if weights in ("default", "none") else _read_state(weights)
     build = functools.partial(models.get_model, name)
@@ -182,7 +228,7 @@ def _read_state(path: str) -> dict[str, Tensor]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch.load raises whatever a broken file leads to
+    except Exception:  # torch.load may raise anything for a broken file
         state = None
     if not (
         isinstance(state, dict)
@@ -197,7 +243,7 @@ def _read_state(path: str) -> dict[str, Tensor]:
 
 
 def _quirks(name: str, state: dict[str, Tensor] | None) -> dict[str, bool]:
-    """Returns what the builders of two models set for their own weights."""
+    """Returns what the builders of two models set for their pretrained weights."""
     if name not in ("googlenet", "inception_v3"):
         return {}
     auxiliary = any(key.lower().startswith("aux") for key in state or {})
@@ -227,7 +273,7 @@ def _classifier(
     preprocess: Callable[[Image.Image], Tensor],
     categories: list[str],
 ) -> Classifier:
-    """Finishes a classifier: state, mode, and names where they are its own classes."""
+    """Loads the state, and drops the names of other classes."""
     if state is not None:
         try:
             model.load_state_dict(state)

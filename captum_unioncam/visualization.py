@@ -46,7 +46,7 @@ def overlays(
     r"""Draws the map of each image over it, in rows of six at most.
 
     Each map is shown as the mask that UnionCAM scores: resized to the image, then
-    scaled to [0, 1]. An image whose map is flat, or NaN, is shown alone.
+    scaled to [0, 1]. An image whose map is constant, or NaN, is shown alone.
 
     Args:
         inputs (Tensor): Images, (N, 3, H, W) or grey (N, 1, H, W): in [0, 1], or
@@ -179,6 +179,7 @@ def _pictures(inputs: Tensor, mean: Statistics, std: Statistics) -> list[Array]:
                 "give the `mean` and the `std` by which they were normalised (0 and "
                 "1 / 255 for bytes)."
             )
+    # (N, C, H, W) to (N, H, W, 3); grey images repeat their channel.
     pictures = images.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     return list(pictures.numpy())
 
@@ -208,7 +209,7 @@ def _masks(name: str, maps: Tensor, inputs: Tensor) -> list[Array]:
             f"`{name}`: maps must be ({len(inputs)}, 1, h, w) for {len(inputs)} "
             f"images, got {shape}."
         )
-    masks = to_mask(at_least_float32(maps.detach()), inputs.shape[2:])
+    masks = to_mask(at_least_float32(maps.detach()), inputs.shape[2:])  # (N, 1, H, W)
     return list(masks[:, 0].cpu().numpy())
 
 

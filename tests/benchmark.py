@@ -5,21 +5,21 @@
     python tests/benchmark.py speed --device cuda --json speed.json
     python tests/benchmark.py memory
     python tests/benchmark.py channels --images FOLDER
-    python tests/benchmark.py twins --images FOLDER --count 20
+    python tests/benchmark.py scoring-functions --images FOLDER --count 20
 
 ``speed`` compares, in one process and in turn, round by round:
 
-- the floor: the model's own forward pass, at the batch size and memory format at which
-  it is fastest here, times the channels that are live (and times all of them);
+- the lower bound: the model's own forward pass, at the batch size and memory format at
+  which it is fastest here, times the active channels (and times all of them);
 - UnionCAM and RegionCAM of this package, exact and with ``max_channels=64``;
 - Score-CAM of torchcam and of grad-cam, which score every channel as RegionCAM does.
 
 Ratios are taken within a round, because a machine's speed drifts between rounds;
 medians over rounds are shown. ``memory`` shows the peak memory against the number of
 channels. Two measurements want a folder of images whose names begin with their class
-index: ``channels`` shows what ``max_channels`` trades for its speed, and ``twins`` what
-faster functions buy as ``scoring_func``: bfloat16 autocast, folded batch normalisation,
-and torch.compile.
+index: ``channels`` shows what ``max_channels`` trades for its speed, and
+``scoring-functions`` what accelerated models buy as ``scoring_func``: bfloat16
+autocast, folded batch normalisation, and torch.compile.
 """
 
 import argparse
@@ -60,7 +60,7 @@ MODELS = {
 }
 PRECISIONS = {"cpu": ["float32"], "cuda": ["float32", "tf32", "bfloat16"]}
 PAPER = "The paper's UnionCAM: 1.16 s and 2.22 GB an image (VGG16, RTX A6000)."
-SAMPLE = 32  # images in one measurement of the floor, at least
+SAMPLE = 32  # images in one measurement of the lower bound, at least
 COUNTS = (16, 32, 64, 128, 256)
 
 
@@ -161,7 +161,7 @@ def fastest(model: nn.Module, inputs: Tensor) -> tuple[int, str]:
 
 
 def contenders(model: Tapped, inputs: Tensor, target: int) -> dict[str, Callable]:
-    """Returns what is compared with the floor, each as a function without arguments."""
+    """Returns what is compared with the lower bound, as functions without arguments."""
     from pytorch_grad_cam import ScoreCAM as GradCamScoreCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     from torchcam.methods import ScoreCAM as TorchcamScoreCAM
@@ -210,7 +210,7 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
 
 
 def speed(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Measures every contender against the floor, in every precision."""
+    """Measures every contender against the lower bound, in every precision."""
     device = torch.device(options.device)
     rows = []
     for name in options.precisions or PRECISIONS[device.type]:
@@ -220,7 +220,7 @@ def speed(options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def race(options: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
-    """Measures seconds for each image of the floor and of every contender, in turn."""
+    """Measures seconds for each image of the lower bound and of the contenders."""
     rows = []
     for spec in options.models or MODELS[device.type]:
         name, batch, count = parse(spec)
@@ -232,7 +232,7 @@ def race(options: argparse.Namespace, device: torch.device) -> list[dict[str, ob
         _, details = UnionCAM(model, model.tap).attribute(
             inputs, target, max_channels=1, return_details=True
         )
-        live = details.live_channels.double().mean().item()
+        active = details.active_channels.double().mean().item()
         total = int(details.total_channels[0])
         chunk, layout = fastest(model, inputs)
         runs = contenders(model, inputs, target)
@@ -252,14 +252,14 @@ def race(options: argparse.Namespace, device: torch.device) -> list[dict[str, ob
                         "model": name,
                         "batch": len(inputs),
                         "total": total,
-                        "live": live,
+                        "active": active,
                         "chunk": chunk,
                         "layout": layout,
                         "what": label,
                         "seconds": seconds,
                         "peak_gib": peak_gib,
-                        "floor_live": image * live,
-                        "floor_all": image * total,
+                        "bound_active": image * active,
+                        "bound_all": image * total,
                     }
                 )
                 before = after
@@ -271,34 +271,37 @@ def race(options: argparse.Namespace, device: torch.device) -> list[dict[str, ob
 def speed_table(rows: list[dict[str, object]]) -> str:
     """Returns medians over rounds as a Markdown table."""
     lines = [
-        "| model, precision | batch | live / all channels | what | s / image | "
-        "x floor (live) | x UnionCAM | peak, GiB / image |",
+        "| model, precision | batch | active / all channels | what | s / image | "
+        "x lower bound | x UnionCAM | peak, GiB / image |",
         "|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for row in rows:
         model = f"{row['model']}, {row['precision']}"
-        place = (model, row["batch"], row["live"], row["total"])
+        place = (model, row["batch"], row["active"], row["total"])
         groups.setdefault(place, {}).setdefault(row["what"], []).append(row)
-    for (name, batch, live, total), runs in groups.items():
+    for (name, batch, active, total), runs in groups.items():
         ours = runs["UnionCAM"]
-        floor = statistics.median(row["floor_live"] for row in ours)
-        head = f"| {name} | {batch} | {live:.0f} / {total} |"
+        bound = statistics.median(row["bound_active"] for row in ours)
+        head = f"| {name} | {batch} | {active:.0f} / {total} |"
         layout = f"{ours[0]['chunk']} x {ours[0]['layout']}"
-        lines.append(f"{head} floor, live ({layout}) | {floor:.2f} | 1.00 | | |")
-        everything = statistics.median(row["floor_all"] for row in ours)
         lines.append(
-            f"{head} floor, all | {everything:.2f} | {everything / floor:.2f} | | |"
+            f"{head} lower bound, active channels ({layout}) | {bound:.2f} | 1.00 | | |"
+        )
+        everything = statistics.median(row["bound_all"] for row in ours)
+        ratio = everything / bound
+        lines.append(
+            f"{head} lower bound, all channels | {everything:.2f} | {ratio:.2f} | | |"
         )
         for what, measured in runs.items():
             seconds = statistics.median(row["seconds"] for row in measured)
-            floors = [row["seconds"] / row["floor_live"] for row in measured]
+            bounds = [row["seconds"] / row["bound_active"] for row in measured]
             union = [
                 row["seconds"] / mine["seconds"]
                 for row, mine in zip(measured, ours, strict=True)
             ]
             lines.append(
-                f"{head} {what} | {seconds:.2f} | {statistics.median(floors):.2f} | "
+                f"{head} {what} | {seconds:.2f} | {statistics.median(bounds):.2f} | "
                 f"{statistics.median(union):.2f} | {memory_column(measured)} |"
             )
     if any(row["peak_gib"] for row in rows):
@@ -313,7 +316,7 @@ def memory_column(measured: list[dict]) -> str:
 
 
 class Wide(nn.Module):
-    """A small net with a layer of many channels, each of them live."""
+    """A small net with a layer of many channels, each of them active."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -426,7 +429,7 @@ def channels_table(rows: list[dict[str, dict[str, float]]]) -> str:
     return "\n".join([*lines, f"| all | 1 | 1 | {drop:.1f} | 1 |"])
 
 
-def make_twins(model: nn.Module, device: torch.device) -> dict[str, Callable]:
+def scoring_functions(model: nn.Module, device: torch.device) -> dict[str, Callable]:
     """Returns functions that compute what a model computes, perhaps faster."""
 
     def autocast(images: Tensor) -> Tensor:
@@ -441,16 +444,16 @@ def make_twins(model: nn.Module, device: torch.device) -> dict[str, Callable]:
     }
 
 
-def twins(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Measures UnionCAM with 64 channels, scored by each twin in turn."""
+def compare_scoring_functions(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Measures UnionCAM with 64 channels, scored by each function in turn."""
     device = torch.device(options.device)
     rows = []
     for name, weights in (("efficientnet_lite0", "default"), ("resnet18", "none")):
         classifier = load_classifier(name, weights)
         model, layer = classifier.model.to(device), classifier.layer()
         cams = {
-            what: UnionCAM(model, layer, scoring_func=twin)
-            for what, twin in make_twins(model, device).items()
+            what: UnionCAM(model, layer, scoring_func=function)
+            for what, function in scoring_functions(model, device).items()
         }
         for number, path in enumerate(image_paths(options)):
             inputs, black, target = shown(classifier, path, device)
@@ -484,7 +487,7 @@ def twins(options: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
-def twins_table(rows: list[dict[str, object]]) -> str:
+def scoring_functions_table(rows: list[dict[str, object]]) -> str:
     """Returns means over images, and the median speed-up after the first image."""
     lines = [
         "| model | scoring_func | first image, s | speed-up after it | "
@@ -518,7 +521,7 @@ def main() -> None:
     """Runs one of the measurements, prints its table, and writes its JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "what", choices=("speed", "memory", "channels", "twins", "peak")
+        "what", choices=("speed", "memory", "channels", "scoring-functions", "peak")
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", metavar="FILE")
@@ -534,7 +537,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="images of the folder")
     parser.add_argument("--channels", type=int, default=64, help="of peak")
     options = parser.parse_args()
-    if options.what in ("channels", "twins"):
+    if options.what in ("channels", "scoring-functions"):
         if options.images is None or not Path(options.images).is_dir():
             parser.error(f"{options.what} needs --images, a folder of JPEG images")
     if options.what == "peak":
@@ -544,7 +547,7 @@ def main() -> None:
         "speed": (speed, speed_table),
         "memory": (memory, memory_table),
         "channels": (channels, channels_table),
-        "twins": (twins, twins_table),
+        "scoring-functions": (compare_scoring_functions, scoring_functions_table),
     }[options.what]
     rows = measure(options)
     print(table(rows))

@@ -9,6 +9,17 @@ def picture(mode="RGB", size=(90, 60)):
     return Image.fromarray(chelsea()).resize(size).convert(mode)
 
 
+def crop(left):
+    """Returns a part of the photograph."""
+    return Image.fromarray(chelsea()).crop((left, 0, 300 + left, 300))
+
+
+def crops_folder(folder):
+    """Five images that a model tells apart."""
+    for i in range(5):
+        crop(20 * i).save(folder / f"{i}.png")
+
+
 def messy_folder(folder):
     """Every kind of file that a folder of images may hold."""
     folder.mkdir(exist_ok=True)

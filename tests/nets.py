@@ -40,10 +40,18 @@ class Case:
         head = "pooled" if self.pooled else "flatten"
         return f"{self.rank}d-{head}{'-signed' if self.signed else ''}"
 
-    def build(self, seed: int, batch: int = 3) -> tuple[ConvNet, Tensor]:
-        """Returns the net and inputs for it."""
+    def build(
+        self, seed: int, batch: int = 3, constant_channel: bool = False
+    ) -> tuple[ConvNet, Tensor]:
+        """Returns the net and inputs for it.
+
+        A constant channel is channel 3 of the layer, with the value 0.5 everywhere.
+        """
         torch.manual_seed(seed)
         net = ConvNet(self.rank, self.size, self.pooled, self.signed).double().eval()
+        if constant_channel:
+            net.second.weight.data[3] = 0
+            net.second.bias.data[3] = 0.5
         return net, torch.rand(batch, 2, *[self.size] * self.rank, dtype=torch.float64)
 
 
@@ -78,3 +86,53 @@ class Weighed(nn.Module):
 def example(*channels: list) -> Tensor:
     """Returns a batch of one example in float64."""
     return torch.tensor([channels], dtype=torch.float64)
+
+
+class Split(nn.Module):
+    """Returns the first channel and the other channels as two tensors."""
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        return maps[:, :1], maps[:, 1:]
+
+
+class TwoTensors(nn.Module):
+    """A layer of two tensors, and the sum of their positions under fixed weights."""
+
+    def __init__(self, weights: list) -> None:
+        super().__init__()
+        self.layer = Split()
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float64))
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = torch.cat(self.layer(image), 1)
+        return (maps * self.weights).flatten(1).sum(1)[:, None]
+
+
+class Unused(nn.Module):
+    """A layer that the output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(2, 4, 3)
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.layer(image)
+        return self.head(image.mean((2, 3)))
+
+
+class Counted:
+    """Runs a network as a plain function does, and keeps the size of each batch."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.sizes: list[int] = []
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        self.sizes.append(len(inputs[0]))
+        return self.net(*inputs)
+
+    @property
+    def examples(self) -> int:
+        """The number of examples in all passes."""
+        return sum(self.sizes)

@@ -33,7 +33,7 @@ def resize(array, size):
 
 
 def to_mask(array, size):
-    """Resized first, then scaled to [0, 1]; a flat map gives zeros."""
+    """Resized first, then scaled to [0, 1]; a constant map gives zeros."""
     if array.max() == array.min():
         return np.zeros(size)
     large = resize(array, size)
@@ -127,15 +127,17 @@ def min_max(array):
     return (array - array.min()) / (array.max() - array.min())
 
 
-def union(model, image, baseline, theta=10.0):
+def union(model, image, baseline, theta=10.0, choose=lambda activations: activations):
     """Eqs. 1 to 8. Returns everything that UnionCAM reports, in a dict.
 
     The fusion of Eq. 6 is done at the input's size, on the masks themselves; the map at
-    the layer's size is not needed here, since the result is compared as a mask.
+    the layer's size is not needed here, since the result is compared as a mask. For
+    this reason all masked inputs must have one size. ``choose`` returns the channels
+    that make the region map.
     """
     activations, gradients = model.activations_and_gradients(image)
     l_denoising = denoising(activations, gradients, theta)
-    l_region = region(model, image, baseline, activations)
+    l_region = region(model, image, baseline, choose(activations))
     size = next(p.shape[1:] for p in image if p.ndim == l_region.ndim + 1)
 
     empty = np.zeros_like(l_region)

@@ -94,14 +94,14 @@ def grad_cam(activations, gradients):
     return sum_of([mean_of(gradient) for gradient in gradients], activations)
 
 
-def is_dead(activation):
+def is_constant(activation):
     return activation.max() == activation.min()
 
 
 def most_varied(activations, count):
-    """The indices of the ``count`` live channels of largest variance."""
-    live = [k for k, activation in enumerate(activations) if not is_dead(activation)]
-    return sorted(live, key=lambda k: -activations[k].var())[:count]
+    """The indices of the ``count`` active channels of largest variance."""
+    active = [k for k in range(len(activations)) if not is_constant(activations[k])]
+    return sorted(active, key=lambda k: -activations[k].var())[:count]
 
 
 def baseline_confidence(model, image, baseline, activations):
@@ -134,8 +134,8 @@ def score_cam(model, image, baseline, activations, count=None, score=None):
     taking_part = every if count is None else most_varied(activations, count)
     increases = {}
     for k in taking_part:
-        dead = is_dead(activations[k])
-        increases[k] = 0.0 if dead else score(activations[k]) - f_baseline
+        constant = is_constant(activations[k])
+        increases[k] = 0.0 if constant else score(activations[k]) - f_baseline
     return softmax_sum(increases, activations)
 
 
@@ -192,12 +192,13 @@ def is_cam(model, image, baseline, activations, samples=10, count=None):
 
 def blur_line(line, sigma, radius):
     kernel = [math.exp(-(d**2) / (2 * sigma**2)) for d in range(-radius, radius + 1)]
+    total = sum(kernel)
     padded = np.pad(line, radius, mode="reflect")
     out = np.empty(len(line))
     for i in range(len(line)):
         value = 0.0
         for j, weight in enumerate(kernel):
-            value += weight / sum(kernel) * padded[i + j]
+            value += weight / total * padded[i + j]
         out[i] = value
     return out
 

@@ -32,7 +32,7 @@ def test_a_tapped_model_computes_what_the_model_computes(name):
         assert torch.allclose(tapped(images), model(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("what", ["channels", "twins"])
+@pytest.mark.parametrize("what", ["channels", "scoring-functions"])
 def test_a_missing_folder_of_images_is_refused(what, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", what, "--images", "no/such"])
     with pytest.raises(SystemExit, match="2"):
@@ -47,20 +47,20 @@ def test_what_to_measure_is_a_model_a_batch_and_a_number_of_channels():
 
 
 def test_the_speed_table_takes_ratios_within_a_round():
-    def row(what, seconds, floor, peak=None):
-        place = {"model": "net", "batch": 1, "live": 3, "total": 4}
+    def row(what, seconds, bound, peak=None):
+        place = {"model": "net", "batch": 1, "active": 3, "total": 4}
         best = {"chunk": 8, "layout": "channels_last"}
-        floors = {"floor_live": floor, "floor_all": floor * 4 / 3}
+        bounds = {"bound_active": bound, "bound_all": bound * 4 / 3}
         run = {"what": what, "seconds": seconds, "precision": "tf32", "peak_gib": peak}
-        return {**place, **best, **floors, **run}
+        return {**place, **best, **bounds, **run}
 
     rows = [row("UnionCAM", s, s / 1.1) for s in (1.0, 2.0, 5.0)]
     rows += [row("peer", 3 * s, s / 1.1, s / 4) for s in (1.0, 2.0, 5.0)]
     lines = benchmark.speed_table(rows).splitlines()
     head = "| net, tf32 | 1 | 3 / 4 |"
     assert lines[2:6] == [
-        f"{head} floor, live (8 x channels_last) | 1.82 | 1.00 | | |",
-        f"{head} floor, all | 2.42 | 1.33 | | |",
+        f"{head} lower bound, active channels (8 x channels_last) | 1.82 | 1.00 | | |",
+        f"{head} lower bound, all channels | 2.42 | 1.33 | | |",
         f"{head} UnionCAM | 2.00 | 1.10 | 1.00 |  |",
         f"{head} peer | 6.00 | 3.30 | 3.00 | 1.25 |",
     ]

@@ -1,7 +1,7 @@
-"""The facts about Captum that the package leans on, beyond its documentation.
+"""The facts about Captum's private names that the package relies on.
 
-Most of the names are private. A Captum that changes one of them fails here first, and
-captum_unioncam/_captum.py is the one place to mend.
+A Captum that changes one of them fails here first, and captum_unioncam/_captum.py is
+the one place to repair.
 """
 
 import ast
@@ -26,14 +26,6 @@ from captum._utils.gradient import (
 )
 from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import TargetType
-from captum.attr import (
-    Attribution,
-    GradientAttribution,
-    LayerAttribution,
-    LayerGradCam,
-    NoiseTunnel,
-    PerturbationAttribution,
-)
 from captum.log import log_usage
 from torch import nn
 
@@ -396,6 +388,14 @@ def test_gradients_demand_one_value_for_each_example(net, x):
         compute_layer_gradients_and_eval(net, net.layer, (x,), None, None)
 
 
+def test_the_device_of_a_run_is_its_inputs_or_its_outputs(net, x):
+    device = torch.device("meta")
+    elsewhere = torch.empty(1, device=device)
+    assert _extract_device(net, (elsewhere,), (x,)) == device
+    assert _extract_device(net, (), elsewhere) == device
+    assert _extract_device(net, (x,), None) == x.device
+
+
 # Logging and progress
 
 
@@ -429,84 +429,3 @@ def test_null_progress_is_a_silent_context_manager(capsys):
     with pytest.raises(KeyError, match="passes"):
         with NullProgress():
             raise KeyError("passes")
-
-
-# Public classes
-
-
-def test_layer_attribution_stores_model_layer_and_devices(net):
-    attribution = LayerAttribution(net, net.layer, [0])
-    assert vars(attribution) == {
-        "forward_func": net,
-        "layer": net.layer,
-        "device_ids": [0],
-    }
-    assert attribution.has_convergence_delta() is False
-    assert isinstance(attribution, Attribution)
-
-
-def test_captums_names_and_defaults_need_the_packages_overrides():
-    class UnionCAM(LayerAttribution, PerturbationAttribution):
-        pass
-
-    assert UnionCAM.get_name() != "UnionCAM"
-    assert isinstance(PerturbationAttribution.multiplies_by_inputs, property)
-    assert UnionCAM(None, None).multiplies_by_inputs is True
-
-
-def test_layer_grad_cam_begins_with_the_common_arguments():
-    parameters = inspect.signature(LayerGradCam.attribute).parameters
-    assert list(parameters)[:5] == [
-        "self",
-        "inputs",
-        "target",
-        "additional_forward_args",
-        "attribute_to_layer_input",
-    ]
-    assert [p.default for p in parameters.values()][1:5] == [
-        inspect.Parameter.empty,
-        None,
-        None,
-        False,
-    ]
-
-
-@pytest.mark.parametrize("base", [GradientAttribution, PerturbationAttribution])
-def test_noise_tunnel_calls_the_wrapped_method_with_interleaved_examples(base, x):
-    calls = []
-
-    class Method(LayerAttribution, base):
-        def __init__(self):
-            LayerAttribution.__init__(self, None, None)
-
-        @log_usage(part_of_slo=True)
-        def attribute(self, inputs, target=None, additional_forward_args=None):
-            calls.append((inputs, target, additional_forward_args))
-            assert not torch.is_grad_enabled()
-            return inputs.detach().clone()
-
-    NoiseTunnel(Method()).attribute(
-        x, nt_samples=2, stdevs=0.0, target=[0, 1], additional_forward_args=x[:, 0, 0]
-    )
-    ((inputs, target, arguments),) = calls
-    assert torch.equal(inputs, x.repeat_interleave(2, 0))
-    assert target == [0, 0, 1, 1]
-    assert torch.equal(arguments[0], x[:, 0, 0].repeat_interleave(2))
-    assert inputs.requires_grad is (base is GradientAttribution)
-
-
-def test_noise_tunnel_refuses_methods_without_the_decorator(x):
-    class Method(LayerAttribution):
-        def attribute(self, inputs):
-            return inputs
-
-    with pytest.raises(AttributeError, match="__wrapped__"):
-        NoiseTunnel(Method(None, None)).attribute(x, nt_samples=1, stdevs=0.0)
-
-
-def test_the_device_of_a_run_is_its_inputs_or_its_outputs(net, x):
-    device = torch.device("meta")
-    elsewhere = torch.empty(1, device=device)
-    assert _extract_device(net, (elsewhere,), (x,)) == device
-    assert _extract_device(net, (), elsewhere) == device
-    assert _extract_device(net, (x,), None) == x.device

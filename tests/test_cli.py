@@ -13,11 +13,14 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from skimage.data import chelsea
 
-from captum_unioncam import GroupCAM, ScoreCAM, UnionCAM, __version__, cli
+from captum_unioncam import GroupCAM, ScoreCAM, UnionCAM, __version__
 from captum_unioncam._maps import to_mask
-from captum_unioncam.cli import main
-from captum_unioncam.evaluation import METHODS
-from captum_unioncam.models import load_classifier
+from captum_unioncam.cli import explain, main
+from captum_unioncam.errors import ConfigError
+from captum_unioncam.evaluation import METHODS, METRICS, methods
+from captum_unioncam.models import class_index, load_classifier
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Where the face is in the photograph as the model sees it, 224 x 224: from the forehead
 # to the chin, and from cheek to cheek.
@@ -63,13 +66,13 @@ def test_explains_the_photograph(capsys):
     assert result["target"]["confidence"] == pytest.approx(0.379, abs=0.01)
     assert result["layer"] == "_swish" and result["layer_size"] == [7, 7]
     assert result["scored_channels"] == 64
-    assert result["live_channels"] < result["total_channels"] == 1280
+    assert result["active_channels"] < result["total_channels"] == 1280
     better = result["fused_gain"] > result["region_gain"]
     assert result["selected"] == ("fused" if better else "region")
     assert min(result["denoised_gain"], result["region_gain"]) > 0.2
     for shown in ("282 tiger cat", f"the {result['selected']} map", "unioncam.png"):
         assert shown in out
-    assert f"64 scored of {result['live_channels']} live of 1280" in out
+    assert f"64 scored of {result['active_channels']} active of 1280" in out
     with Image.open("unioncam.png") as picture:
         width, height = picture.size
         assert picture.format == "PNG" and width > 4 * height
@@ -88,7 +91,7 @@ def test_the_map_is_on_the_cats_face():
     area = np.prod([s.stop - s.start for s in FACE]) / 224**2
     assert area == pytest.approx(0.645, abs=0.001)
     assert share == pytest.approx(0.785, abs=0.01)  # measured
-    peak = np.unravel_index(energy.argmax(), energy.shape)
+    peak = np.unravel_index(int(energy.argmax()), energy.shape)
     assert all(s.start <= i < s.stop for s, i in zip(FACE, peak, strict=True))
 
 
@@ -176,37 +179,48 @@ def test_methods_are_compared_by_the_confidence_that_their_maps_keep(cat, capsys
         assert rows[name] == pytest.approx((scores[0] / scores[1]).item(), rel=1e-4)
 
 
-def test_all_stands_for_every_method(cat, monkeypatch, capsys):
-    monkeypatch.setattr(
-        cli, "METHODS", {n: METHODS[n] for n in ("layercam", "gradcam")}
-    )
-    assert main(["explain", cat, "--methods", "all", "--json", "-"]) == 0
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("all", ["layercam", "gradcam"]),
+        ("gradcam,all", ["gradcam", "layercam"]),
+    ],
+)
+def test_all_stands_for_every_method(given, expected, cat, monkeypatch, capsys):
+    few = {name: METHODS[name] for name in ("layercam", "gradcam")}
+    monkeypatch.setattr(methods, "METHODS", few)
+    assert main(["explain", cat, "--methods", given, "--json", "-"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [row["method"] for row in result["methods"]] == ["layercam", "gradcam"]
+    assert [row["method"] for row in result["methods"]] == expected
     with Image.open("unioncam.png") as picture:
         assert picture.width > 2.5 * picture.height
 
 
-def test_the_methods_are_listed(capsys):
+def test_the_methods_and_the_metrics_are_listed(capsys):
     assert main(["methods"]) == 0
     table = capsys.readouterr().out
     assert all(f"| `{name}` | `{m.title}` |" in table for name, m in METHODS.items())
+    assert main(["metrics"]) == 0
+    table = capsys.readouterr().out
+    assert all(f"| `{name}` |" in table for name in METRICS)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--theta", "101"], r"--theta: must be a number in [0, 100], got '101'"),
-        (["--theta", "nan"], r"--theta: must be a number in [0, 100], got 'nan'"),
-        (["--theta", "x"], r"--theta: must be a number in [0, 100], got 'x'"),
-        (["--max-channels", "0"], "--max-channels: must be a whole number >= 1"),
-        (["--max-channels", "2.5"], "--max-channels: must be a whole number >= 1"),
+        (["--theta", "101"], "--theta: must be a finite number in [0, 100], got 101"),
+        (["--theta", "nan"], "--theta: must be a finite number in [0, 100], got nan"),
+        (["--theta", "x"], "--theta: must be a number, got 'x'"),
+        (
+            ["--max-channels", "0"],
+            "--max-channels: must be a positive int or None, got",
+        ),
+        (["--max-channels", "2.5"], "--max-channels: must be a whole number, got '2.5"),
         (["--methods", "scorcam"], "no method 'scorcam'; did you mean 'scorecam'"),
         (
             ["--methods", ""],
             "--methods: there is no method ''; known are unioncam, ",
         ),
-        (["--methods", "gradcam,all"], "--methods: there is no method 'all'"),
         (["--methods", "scorecam", "--layer", "_fc"], "--layer _fc: `layer` must have"),
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["--out", "x.png"], "unrecognized arguments: --out"),
@@ -238,10 +252,8 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, capsys):
 
 def test_a_name_of_several_classes_wants_an_index():
     categories = ["crane", "tabby", "crane"]
-    with pytest.raises(
-        cli.UsageError, match=r"several classes, \[0, 2\]; give an index"
-    ):
-        cli._target("Crane", categories, torch.zeros(3))
+    with pytest.raises(ConfigError, match=r"several classes, \[0, 2\]; give an index"):
+        class_index("Crane", categories, 3)
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded(cat, capsys, monkeypatch):
@@ -273,7 +285,7 @@ def test_ctrl_c_ends_with_130_and_writes_nothing(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_classifier", interrupt)
+    monkeypatch.setattr(explain, "load_classifier", interrupt)
     assert main(["explain"]) == 130
     assert "captum-unioncam: interrupted" in capsys.readouterr().err
     assert not os.listdir(".")
@@ -294,7 +306,7 @@ def test_a_layer_of_several_tensors_is_refused(monkeypatch, cat, capsys):
         return torch.cat(split(x), 1)
 
     classifier.model.layer4.forward = forward
-    monkeypatch.setattr(cli, "load_classifier", lambda *_: classifier)
+    monkeypatch.setattr(explain, "load_classifier", lambda *_: classifier)
     assert main(["explain", cat, "--layer", "layer4.split", "--max-channels", "1"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith(

@@ -9,7 +9,7 @@ from torchvision import models
 from torchvision.models import MaxVit, SwinTransformer, VisionTransformer
 
 from captum_unioncam import find_layer, swin_reshape, vit_reshape
-from captum_unioncam.evaluation.registry import METHODS
+from captum_unioncam.evaluation.methods import METHODS
 
 CLASSES = 5
 # Few passes: what is tested is that each method runs on each architecture.
@@ -19,7 +19,7 @@ TARGETS = [0, 3]
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("error::UserWarning"),
-    pytest.mark.filterwarnings("ignore:.* flat. they have one value:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.* constant. they have one value:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*initialization:FutureWarning"),
 ]
 

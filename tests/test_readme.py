@@ -12,8 +12,9 @@ import torch
 from folders import picture
 from torch import nn
 
-from captum_unioncam import GradCAM, UnionCAM, cli, find_layer, vit_reshape
+from captum_unioncam import GradCAM, UnionCAM, find_layer, vit_reshape
 from captum_unioncam.cli import main
+from captum_unioncam.cli.parser import parse
 from captum_unioncam.evaluation import (
     METHODS,
     METRICS,
@@ -98,8 +99,8 @@ def test_the_commands_of_evaluations_are_understood():
     for line in lines:
         program, arguments = line.split(" evaluate ")
         assert program.endswith(("captum-unioncam", "-m captum_unioncam"))
-        options = cli._parser().parse_args(["evaluate", *shlex.split(arguments)])
-        assert options.run is cli._evaluate
+        command, _ = parse("captum-unioncam", ["evaluate", *shlex.split(arguments)])
+        assert command == "evaluate"
 
 
 def test_the_extension_examples_take_fifteen_lines():

@@ -1,4 +1,4 @@
-"""Confidences, and the engine that scores masks."""
+"""The engine that scores masks: chunks, layouts, memory, and progress."""
 
 import re
 import warnings
@@ -7,56 +7,17 @@ import pytest
 import torch
 from nets import Case
 
-from captum_unioncam._captum import ModelCall
-from captum_unioncam._scoring import CPU_CHUNK, MaskScorer, confidence
+from captum_unioncam._captum import progress_bar
+from captum_unioncam._forward import ModelCall
+from captum_unioncam._scoring import CPU_CHUNK, MaskScorer, ScoringOptions
 
 
-def test_confidence_is_softmax_over_classes():
-    output = torch.tensor([[0.0, 1, 3], [2, 2, 2]])
-    assert torch.equal(confidence(output), output.softmax(1))
+def scored(engine, maps, keep, bar=None):
+    """Returns the scores of examples under maps as masks."""
+    return engine.score(keep, engine.masking(maps), bar)
 
 
-def test_confidence_of_one_output_is_the_output():
-    for output in (torch.tensor([3.0, -4]), torch.tensor([[3.0], [-4]])):
-        assert confidence(output) is output
-
-
-def test_probabilities_are_never_softmaxed_twice():
-    probabilities = torch.tensor([[0.2, 0.3, 0.5], [0, 0, 1.00005]])
-    assert torch.equal(confidence(probabilities), probabilities)
-
-
-def test_what_is_nearly_probabilities_is_softmaxed():
-    output = torch.tensor([[0.2, 0.3, 0.5003], [-0.1, 0.6, 0.5]])
-    assert torch.equal(confidence(output), output.softmax(1))
-
-
-def test_each_example_is_judged_on_its_own():
-    output = torch.tensor([[0.25, 0.75], [3.0, 1.0]])
-    expected = torch.stack([output[0], output[1].softmax(0)])
-    assert torch.equal(confidence(output), expected)
-
-
-def test_probabilities_of_every_pixel_are_recognised():
-    torch.manual_seed(0)
-    probabilities = torch.rand(2, 4, 5, 5, dtype=torch.float64).softmax(1)
-    assert torch.equal(confidence(probabilities), probabilities)
-    probabilities[1, 0, 2, 2] += 1  # one such pixel, and they are no probabilities
-    assert torch.equal(confidence(probabilities)[0], probabilities[0])
-    expected = probabilities.softmax(1)[1]
-    assert torch.equal(confidence(probabilities)[1], expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_probabilities_in_half_precision_are_recognised(dtype):
-    torch.manual_seed(0)
-    probabilities = torch.randn(64, 100).softmax(1).to(dtype)
-    assert torch.equal(confidence(probabilities), probabilities.float())
-    logits = torch.randn(64, 100).to(dtype)
-    assert torch.equal(confidence(logits), logits.float().softmax(1))
-
-
-def scorer(batch, **kwargs):
+def scorer(batch, **options):
     net, inputs = Case().build(0, batch)
     sizes = []
 
@@ -66,7 +27,7 @@ def scorer(batch, **kwargs):
 
     call = ModelCall.prepare(forward_func, inputs, 0, None)
     with torch.no_grad():
-        return MaskScorer(call, 4, **kwargs), sizes
+        return MaskScorer(call, 4, ScoringOptions(**options)), sizes
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 2, 100])
@@ -77,7 +38,7 @@ def test_every_chunk_size_gives_the_same_scores(chunk):
     engine, sizes = scorer(3, perturbations_per_eval=chunk)
     sizes.clear()
     with torch.no_grad():
-        scores = engine.score(maps, keep)
+        scores = scored(engine, maps, keep)
     limit = CPU_CHUNK if chunk is None else 3 * chunk
     assert sum(sizes) == keep.sum() and max(sizes) <= limit
     assert all(size == min(limit, sum(sizes)) for size in sizes[:-1])
@@ -86,8 +47,8 @@ def test_every_chunk_size_gives_the_same_scores(chunk):
     for n in range(3):
         for k in range(9):
             with torch.no_grad():
-                one = engine.score(
-                    maps[:, [k]], torch.tensor([[i == n] for i in range(3)])
+                one = scored(
+                    engine, maps[:, [k]], torch.tensor([[i == n] for i in range(3)])
                 )
             expected = one[n, 0] if keep[n, k] else engine.reference_scores[n]
             assert torch.allclose(scores[n, k], expected, rtol=0, atol=1e-12)
@@ -98,12 +59,12 @@ def test_nothing_to_score_runs_no_forward_pass():
     sizes.clear()
     maps = torch.rand(3, 9, 4, 4, dtype=torch.float64)
     with torch.no_grad():
-        scores = engine.score(maps, torch.zeros(3, 9, dtype=torch.bool))
+        scores = scored(engine, maps, torch.zeros(3, 9, dtype=torch.bool))
     assert not sizes
     assert torch.equal(scores, engine.reference_scores[:, None].expand(3, 9))
 
 
-def test_flat_maps_and_maps_that_are_not_finite_gain_nothing():
+def test_constant_maps_and_maps_that_are_not_finite_gain_nothing():
     engine, sizes = scorer(2)
     sizes.clear()
     maps = torch.rand(2, 2, 4, 4, dtype=torch.float64)
@@ -119,7 +80,9 @@ def test_the_progress_bar_counts_masks(capsys):
     engine, _ = scorer(3, perturbations_per_eval=2)
     maps = torch.rand(3, 5, 4, 4, dtype=torch.float64)
     with torch.no_grad():
-        engine.score(maps, torch.ones(3, 5, dtype=torch.bool), "UnionCAM")
+        keep = torch.ones(3, 5, dtype=torch.bool)
+        with progress_bar("UnionCAM", 15) as bar:
+            scored(engine, maps, keep, bar)
     out, err = capsys.readouterr()
     assert "UnionCAM attribution: 100%" in err and "15/15" in err and not out
 
@@ -143,8 +106,9 @@ def test_images_are_masked_in_channels_last(baselines):
 
     call = ModelCall.prepare(forward_func, inputs, 0, None)
     with torch.no_grad():
-        engine = MaskScorer(call, 4, baselines)
-        engine.score(torch.rand(3, 2, 4, 4), torch.ones(3, 2, dtype=torch.bool))
+        engine = MaskScorer(call, 4, ScoringOptions(baselines=baselines))
+        keep = torch.ones(3, 2, dtype=torch.bool)
+        scored(engine, torch.rand(3, 2, 4, 4), keep)
     assert len(seen) == 2 and all(seen)
     assert inputs.is_contiguous()
 
@@ -154,8 +118,9 @@ def test_a_model_that_views_activations_gets_contiguous_images():
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         view_model(inputs.contiguous(memory_format=torch.channels_last))
     call = ModelCall.prepare(view_model, (inputs,), 0, None)
-    engine = MaskScorer(call, 4)
-    scores = engine.score(torch.rand(2, 3, 3, 3), torch.ones(2, 3, dtype=torch.bool))
+    engine = MaskScorer(call, 4, ScoringOptions())
+    keep = torch.ones(2, 3, dtype=torch.bool)
+    scores = scored(engine, torch.rand(2, 3, 3, 3), keep)
     assert scores.isfinite().all()
 
 
@@ -169,7 +134,7 @@ def test_any_other_error_of_the_model_passes():
     inputs = torch.rand(2, 2, 6, 6)
     call = ModelCall.prepare(forward_func, (inputs,), 0, None)
     with pytest.raises(RuntimeError, match="broken"):
-        MaskScorer(call, 4)
+        MaskScorer(call, 4, ScoringOptions())
     assert len(calls) == 1
 
 
@@ -197,9 +162,9 @@ def test_out_of_memory_halves_the_chunk_and_loses_no_score(limit):
     for function in (net, forward_func):
         call = ModelCall.prepare(function, inputs, 0, None)
         with warnings.catch_warnings(record=True) as seen, torch.no_grad():
-            engine = MaskScorer(call, 4, perturbations_per_eval=12)
+            engine = MaskScorer(call, 4, ScoringOptions(perturbations_per_eval=12))
             sizes.clear()
-            scores.append(engine.score(maps, keep))
+            scores.append(scored(engine, maps, keep))
     assert torch.allclose(*scores, rtol=0, atol=1e-12)
     (warning,) = seen
     message = (
@@ -213,9 +178,66 @@ def test_out_of_memory_for_a_single_mask_passes():
     net, inputs = Case().build(0, batch=1)
     forward_func, _ = small_memory(9, net)
     call = ModelCall.prepare(forward_func, inputs, 0, None)
-    engine = MaskScorer(call, 4)
+    engine = MaskScorer(call, 4, ScoringOptions())
     call = ModelCall.prepare(small_memory(0, net)[0], inputs, 0, None)
     engine._call = call
     maps = torch.rand(1, 1, 4, 4, dtype=torch.float64)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        engine.score(maps, torch.ones(1, 1, dtype=torch.bool))
+        scored(engine, maps, torch.ones(1, 1, dtype=torch.bool))
+
+
+def test_the_whole_examples_are_scored_once_and_when_first_read():
+    engine, sizes = scorer(3)
+    sizes.clear()
+    with torch.no_grad():
+        first = engine.full_scores
+        assert sizes == [3]
+        assert engine.full_scores is first and sizes == [3]
+    net, inputs = Case().build(0, 3)
+    expected = net(inputs).softmax(1)[:, 0]
+    assert torch.allclose(first, expected, rtol=0, atol=1e-12)
+
+
+def test_a_change_is_made_to_each_mask_before_it_is_applied():
+    engine, _ = scorer(3)
+    maps = torch.rand(3, 2, 4, 4, dtype=torch.float64)
+    keep = torch.ones(3, 2, dtype=torch.bool)
+    with torch.no_grad():
+        hidden = engine.score(keep, engine.masking(maps, torch.zeros_like))
+        shown = engine.score(keep, engine.masking(maps, torch.ones_like))
+        references = engine.reference_scores[:, None].expand(3, 2)
+        wholes = engine.full_scores[:, None].expand(3, 2)
+    assert torch.allclose(hidden, references, rtol=0, atol=1e-12)
+    assert torch.allclose(shown, wholes, rtol=0, atol=1e-12)
+
+
+def test_masks_are_made_for_each_chunk_of_examples_and_columns():
+    engine, _ = scorer(3, perturbations_per_eval=1)
+    chunks = []
+
+    def masks(rows, columns, size):
+        chunks.append((rows.tolist(), columns.tolist(), tuple(size)))
+        return torch.ones(len(rows), 1, *size)
+
+    keep = torch.tensor([[True, False], [True, True], [False, True]])
+    with torch.no_grad():
+        scores = engine.score(keep, engine.masked_by(masks))
+    assert chunks == [([0, 1, 1], [0, 0, 1], (7, 7)), ([2], [1], (7, 7))]
+    expected = torch.where(
+        keep, engine.full_scores[:, None], engine.reference_scores[:, None]
+    )
+    assert torch.allclose(scores, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"score_func": 1}, TypeError, "`score_func` must be a callable or None"),
+        ({"max_channels": 0}, ValueError, "`max_channels` must be a positive int or"),
+        ({"max_channels": 1.0}, TypeError, "`max_channels` must be a positive int or"),
+        ({"perturbations_per_eval": 0}, ValueError, "`perturbations_per_eval` must"),
+    ],
+)
+def test_wrong_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        ScoringOptions(**options)

@@ -11,7 +11,7 @@ from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from captum_unioncam.evaluation.registry import METHODS
+from captum_unioncam.evaluation.methods import METHODS
 from captum_unioncam.visualization import overlays, panels
 
 matplotlib.use("Agg")

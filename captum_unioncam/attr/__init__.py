@@ -1,6 +1,6 @@
 """Class activation maps as Captum layer attributions."""
 
-from captum_unioncam.attr._weighted_cam import GradientCAM
+from captum_unioncam.attr._gradient_cam import GradientCAM
 from captum_unioncam.attr.ablation_cam import AblationCAM
 from captum_unioncam.attr.denoised_grad_cam import DenoisedGradCAM
 from captum_unioncam.attr.fusion_cam import FusionCAM

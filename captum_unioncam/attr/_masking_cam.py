@@ -1,60 +1,49 @@
-"""What the CAMs that mask the inputs by the layer's channels share.
+"""The template of the CAMs that mask the inputs by the layer's channels.
 
 Each channel is scored as a mask on the inputs, and the scores become the weights of the
-channels. A method brings the weights, and may vary the masks; :class:`MaskingCAM` is
-the template.
+channels.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_unioncam._baselines import Baselines
 from captum_unioncam._captum import (
-    LayerCall,
     TargetType,
     attribution_method,
     format_output,
+    progress_bar,
 )
-from captum_unioncam._maps import at_least_float32, is_flat
-from captum_unioncam._scoring import Baselines, MaskScorer, MaskVariant, ScoreFunc
-from captum_unioncam.attr._weighted_cam import (
-    ScoringCAM,
-    check_callable,
-    check_positive,
-    nan_unless_finite,
-    weighted_map,
-)
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._forward import LayerCall
+from captum_unioncam._maps import is_active
+from captum_unioncam._scoring import MaskScorer, ScoringOptions
+from captum_unioncam.attr._base import ScoringCAM, weighted_map
 
-ScoreWeights = Callable[[Tensor, Tensor, Tensor], Tensor]
-MaskSizes = Sequence[tuple[int, ...]]
-
-
-def _unvaried(sizes: MaskSizes) -> Sequence[MaskVariant]:
-    """Leaves every mask as it is."""
-    return (lambda mask: mask,)
+ScoreWeights = Callable[[Tensor, Tensor], Tensor]
+# From a mask, (P, 1, *size), to what is applied in its place; None leaves it unchanged.
+MaskChange = Callable[[Tensor], Tensor] | None
 
 
 class MaskingCAM(ScoringCAM, ABC):
     """Template of a CAM by scores: a subclass defines :meth:`weights`.
 
-    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each live
-    channel of each example. The mask of a dead channel (one value everywhere) is all
-    zeros, so that the baseline's score is its exact score. Memory does not grow with
-    the number of channels.
+    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each active
+    channel of each example. The mask of a constant channel (one value everywhere) is
+    all zeros, so that the baseline's score is its exact score. Memory does not grow
+    with the number of channels.
     """
 
     @abstractmethod
-    def weights(
-        self, scores: Tensor, baseline_scores: Tensor, counted: Tensor
-    ) -> Tensor:
+    def weights(self, scores: Tensor, counted: Tensor) -> Tensor:
         """Returns the weights of the channels, (N, K): the equation of the method.
 
         Args:
             scores (Tensor): f_c of the inputs under each channel as a mask, (N, K).
-            baseline_scores (Tensor): f_c(Ib), (N, 1).
             counted (Tensor): Which channels take part, bool, (N, K): all, or those that
                 ``max_channels`` leaves.
         """
@@ -95,8 +84,8 @@ class MaskingCAM(ScoringCAM, ABC):
             score_func (Callable, optional): From the model's output to scores of the
                 same shape, such as torch.sigmoid. Default: None, which is softmax over
                 dimension 1 if it is larger than 1, and not applied to probabilities
-            max_channels (int, optional): Score and sum only the live channels with the
-                largest spatial variance, this many for each example. Default: None,
+            max_channels (int, optional): Score and sum only the active channels with
+                the largest spatial variance, this many for each example. Default: None,
                 which is all, the paper
             perturbations_per_eval (int, optional): Masks for each example in one
                 forward pass; the result does not depend on it. Default: None, which is
@@ -108,13 +97,14 @@ class MaskingCAM(ScoringCAM, ABC):
             *Tensor* of **attributions**, (N, 1, *layer_size), >= 0 for scores >= 0, not
             scaled, detached, of the layer's type; a tuple of them if the layer has
             several tensors. An example whose activations or scores are not finite is
-            all NaN; such examples, and flat maps, give a warning that names them.
+            all NaN; such examples, and constant maps, give a warning that
+            names them.
 
         Raises:
             ValueError: If the layer is not spatial, no input has the layer's rank,
                 ``baselines`` do not fit, ``max_channels`` or ``perturbations_per_eval``
                 is not positive, ``score_func`` has not one value for each example at
-                the target, or the output does not grow with the batch.
+                the target, or the output has not one row for each example.
 
         Examples::
 
@@ -126,101 +116,78 @@ class MaskingCAM(ScoringCAM, ABC):
             >>> ScoreCAM(net, conv).attribute(torch.rand(2, 3, 8, 8), target=1).shape
             torch.Size([2, 1, 6, 6])
         """
-        return self._explain(
-            self._prepare(
-                inputs, target, additional_forward_args, attribute_to_layer_input
-            ),
-            baselines,
-            score_func,
-            max_channels,
-            perturbations_per_eval,
-            show_progress,
+        options = ScoringOptions(
+            baselines=baselines,
+            score_func=score_func,
+            max_channels=max_channels,
+            perturbations_per_eval=perturbations_per_eval,
+            progress=self.get_name() if show_progress else None,
         )
+        call = self._call(
+            inputs, target, additional_forward_args, attribute_to_layer_input
+        )
+        return self._explain(call, options)
 
     def _explain(
         self,
         call: LayerCall,
-        baselines: Baselines,
-        score_func: ScoreFunc | None,
-        max_channels: int | None,
-        perturbations_per_eval: int | None,
-        show_progress: bool,
-        variants: Callable[[MaskSizes], Sequence[MaskVariant]] = _unvaried,
+        options: ScoringOptions,
+        changes: Callable[[MaskScorer], Sequence[MaskChange]] = lambda scorer: (None,),
     ) -> Tensor | tuple[Tensor, ...]:
-        """Weighs the channels of each of the layer's tensors by their scores.
+        """Returns the map of each of the layer's tensors under the method's weights.
 
-        ``variants`` gives, for the sizes of the masked inputs, what to make of each
-        mask before it is laid on; the scores are averaged over them.
+        ``changes`` gives what to make of each mask; the scores are averaged over them.
         """
-        check_callable("score_func", score_func)
-        check_positive("max_channels", max_channels)
-        check_positive("perturbations_per_eval", perturbations_per_eval)
-        scored = call.scored_by(self.scoring_func)
-        description = self.get_name() if show_progress else None
-        outputs = []
-        for activations in call.activations():
-            scorer = MaskScorer(
-                scored, activations.dim(), baselines, score_func, perturbations_per_eval
+        scored_call = call.scored_by(self.scoring_func)
+        results = []
+        for layer in call.tensors():
+            scorer = MaskScorer(scored_call, layer.activations.dim(), options)
+            maps, _ = scored_map(
+                self.weights, scorer, layer.activations, changes(scorer)
             )
-            region = score_regions(
-                activations,
-                scorer,
-                self.weights,
-                max_channels,
-                description,
-                variants(scorer.mask_sizes),
-            )
-            outputs.append(self._deliver(region.map, activations.dtype))
-        return format_output(tuple(outputs))
+            results.append(self._result(maps, layer.dtype))
+        return format_output(tuple(results))
 
 
-class Region(NamedTuple):
-    """A map of scored regions, and how many channels of each example were scored."""
-
-    map: Tensor  # (N, 1, *spatial), NaN where the evidence is not finite
-    scored: Tensor  # channels that cost forward passes, (N,)
-
-
-def score_regions(
-    activations: Tensor,
-    scorer: MaskScorer,
+def scored_map(
     weights: ScoreWeights,
-    max_channels: int | None,
-    description: str | None,
-    variants: Sequence[MaskVariant] = _unvaried(()),
-) -> Region:
-    """Scores the channels as masks, and sums them under weights from their scores."""
-    channels = at_least_float32(activations)
-    kept = counted_channels(channels, max_channels)
-    scores = scorer.score(channels, kept, description, variants)
-    counted = torch.ones_like(kept) if max_channels is None else kept
-    baseline_scores = scorer.reference_scores[:, None].to(scores)
-    summed = weighted_map(weights(scores, baseline_scores, counted), channels)
-    return Region(nan_unless_finite(summed, channels, scores), kept.sum(1))
+    scorer: MaskScorer,
+    activations: Tensor,
+    changes: Sequence[MaskChange] = (None,),
+) -> tuple[Tensor, Tensor]:
+    """Scores the channels as masks, and sums them under weights from their scores.
 
-
-def counted_channels(activations: Tensor, max_channels: int | None) -> Tensor:
-    """Returns which channels to score, (N, K): all live ones, or the most varied."""
-    live = live_channels(activations)
-    if max_channels is None:
-        return live
-    return live & _has_top_variance(activations, live, max_channels)
-
-
-def live_channels(activations: Tensor) -> Tensor:
-    """Returns which channels are worth a mask, (N, K).
-
-    Not the flat ones, whose mask is all zeros, and none of an example that is not
-    finite.
+    Returns:
+        The maps, (N, 1, *spatial), and how many channels of each example were scored,
+        (N,).
     """
-    finite = activations.isfinite().flatten(1).all(1, keepdim=True)
-    return ~is_flat(activations) & finite
+    max_channels = scorer.options.max_channels
+    scored = channels_to_score(activations, max_channels)  # (N, K)
+    totals: Any = 0  # over the changes, outside of the engine
+    with progress_bar(scorer.options.progress, len(changes) * int(scored.sum())) as bar:
+        for change in changes:
+            masking = scorer.masking(activations, change)
+            totals = totals + scorer.score(scored, masking, bar)
+    scores: Tensor = totals / len(changes)  # (N, K)
+    counted = torch.ones_like(scored) if max_channels is None else scored
+    maps = weighted_map(weights(scores, counted), activations, scores)
+    return maps, scored.sum(1)
 
 
-def _has_top_variance(activations: Tensor, live: Tensor, count: int) -> Tensor:
-    """Returns whether a channel is among the live ones of largest variance, (N, K)."""
-    entries = activations.flatten(2)
-    variance = (entries - entries.mean(2, keepdim=True)).square().mean(2)
-    # Dead channels last; among equals, a stable sort prefers the first channel.
-    order = torch.where(live, variance, -1).argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(live).scatter(1, order[:, :count], True)
+def channels_to_score(activations: Tensor, max_channels: int | None) -> Tensor:
+    """Returns which channels to score, (N, K): all active ones, or the most varied."""
+    active = is_active(activations)
+    if max_channels is None:
+        return active
+    return active & _has_top_variance(activations, active, max_channels)
+
+
+def _has_top_variance(activations: Tensor, active: Tensor, count: int) -> Tensor:
+    """Returns whether a channel is among the active ones of top variance, (N, K)."""
+    entries = activations.flatten(2)  # (N, K, positions)
+    variance = (entries - entries.mean(2, keepdim=True)).square().mean(2)  # (N, K)
+    # Constant ones last; among equals, a stable sort prefers the first channel.
+    order = torch.where(active, variance, -1).argsort(
+        dim=1, descending=True, stable=True
+    )
+    return torch.zeros_like(active).scatter(1, order[:, :count], True)

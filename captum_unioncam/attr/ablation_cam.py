@@ -4,17 +4,17 @@ import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
-from captum_unioncam._captum import TargetType, attribution_method, format_output
-from captum_unioncam._maps import at_least_float32
-from captum_unioncam._scoring import ActivationScorer, ScoreFunc
-from captum_unioncam.attr._masking_cam import counted_channels
-from captum_unioncam.attr._weighted_cam import (
-    CAMAttribution,
-    check_callable,
-    check_positive,
-    nan_unless_finite,
-    weighted_map,
+from captum_unioncam._captum import (
+    TargetType,
+    attribution_method,
+    format_output,
+    progress_bar,
 )
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._forward import LayerTensor
+from captum_unioncam._scoring import ActivationScorer, ScoringOptions
+from captum_unioncam.attr._base import CAMAttribution, weighted_map
+from captum_unioncam.attr._masking_cam import channels_to_score
 
 
 class AblationCAM(CAMAttribution, PerturbationAttribution):
@@ -38,7 +38,7 @@ class AblationCAM(CAMAttribution, PerturbationAttribution):
     map, and are 0 where y is 0.
 
     Note: A ``reshape_transform`` may only move and drop entries of the layer's tensor,
-    because others are put in their places; a class token stays as it is.
+    because this method replaces them; a class token stays unchanged.
 
     Note: Where the layer runs several times in one forward pass, its last run is
     explained and replaced. In train mode every pass moves the buffers of batch
@@ -64,47 +64,50 @@ class AblationCAM(CAMAttribution, PerturbationAttribution):
     ) -> Tensor | tuple[Tensor, ...]:
         r"""
         Args:
-            max_channels (int, optional): Ablate and sum only the live channels with the
-                largest spatial variance, this many for each example. Default: None,
+            max_channels (int, optional): Ablate and sum only the active channels with
+                the largest spatial variance, this many for each example. Default: None,
                 which is all, the paper
             perturbations_per_eval (int, optional): Ablations for each example in one
                 forward pass; the result does not depend on it. Default: None, which is
                 6 in all on the CPU and 64 elsewhere
 
         All other arguments, the return value and the errors are those of
-        :meth:`ScoreCAM.attribute`. No input is masked, so that inputs of any rank will
-        do.
+        :meth:`ScoreCAM.attribute`. No input is masked, so that inputs may have any
+        rank.
         """
-        check_callable("score_func", score_func)
-        check_positive("max_channels", max_channels)
-        check_positive("perturbations_per_eval", perturbations_per_eval)
-        call = self._prepare(
+        options = ScoringOptions(
+            score_func=score_func,
+            max_channels=max_channels,
+            perturbations_per_eval=perturbations_per_eval,
+            progress=self.get_name() if show_progress else None,
+        )
+        call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        description = self.get_name() if show_progress else None
-        outputs = []
-        for place, activations in enumerate(call.activations(replaceable=True)):
-            scorer = ActivationScorer(
-                call, activations, place, score_func, perturbations_per_eval
-            )
-            kept = activations.flatten(2).ne(0).any(2)
-            if max_channels is not None:
-                kept &= counted_channels(at_least_float32(activations), max_channels)
-            kept &= activations.isfinite().flatten(1).all(1, keepdim=True)
-            scores = scorer.score(kept, _ablate, description)
-            weights = ablation_weights(scores, scorer.reference_scores)
-            ablated = weighted_map(weights, activations)
-            outputs.append(
-                self._deliver(
-                    nan_unless_finite(ablated, activations, scores), activations.dtype
-                )
-            )
-        return format_output(tuple(outputs))
+        maps = [
+            self._result(ablation_map(layer, options), layer.dtype)
+            for layer in call.tensors(replaceable=True)
+        ]
+        return format_output(tuple(maps))
+
+
+def ablation_map(layer: LayerTensor, options: ScoringOptions) -> Tensor:
+    """Ablates the channels of a tensor, and sums them under the lost shares."""
+    activations = layer.activations
+    scorer = ActivationScorer(layer, options)
+    ablated = activations.flatten(2).ne(0).any(2)  # (N, K)
+    ablated &= activations.isfinite().flatten(1).all(1, keepdim=True)
+    if options.max_channels is not None:
+        ablated &= channels_to_score(activations, options.max_channels)
+    with progress_bar(options.progress, int(ablated.sum())) as bar:
+        scores = scorer.score_edits(ablated, _ablate, bar)  # y_k
+    weights = ablation_weights(scores, scorer.reference_scores)  # (N, K)
+    return weighted_map(weights, activations, scores)
 
 
 def ablation_weights(scores: Tensor, full_scores: Tensor) -> Tensor:
     """Returns the share of the score, (N,), that each ablation, (N, K), loses."""
-    full = full_scores[:, None].to(scores)
+    full = full_scores[:, None].to(scores)  # y: (N, 1)
     return (full - scores) / torch.where(full == 0, torch.inf, full.abs())
 
 

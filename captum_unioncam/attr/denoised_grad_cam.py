@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_unioncam._captum import TargetType, attribution_method
+from captum_unioncam._checks import check_number
 from captum_unioncam._maps import percentile, spatial_dims
-from captum_unioncam.attr._weighted_cam import GradientCAM, check_number, gradient_map
+from captum_unioncam.attr._base import weighted_map
+from captum_unioncam.attr._gradient_cam import GradientCAM
 
 # Hu et al. 2024, the percentile of Eq. 1.
 THETA = 10.0
@@ -39,8 +41,8 @@ class DenoisedGradCAM(GradientCAM):
     activations: negative evidence is not shown, as in every CAM.
 
     Note: Where a global average pool and a linear head follow the layer, the gradient
-    is constant over each channel: ``theta`` then changes nothing, and every channel
-    with a positive class weight weighs alike.
+    is constant over each channel: ``theta`` then changes nothing, and all channels
+    with a positive class weight weigh the same.
 
     Cost: 1 forward and 1 backward pass of the batch.
     """
@@ -83,7 +85,7 @@ class DenoisedGradCAM(GradientCAM):
             *Tensor* of **attributions**, (N, 1, *layer_size), >= 0, not scaled,
             detached, of the layer's type; a tuple of them if the layer has several
             tensors. An example whose activations or gradients are not finite is all
-            NaN; such examples, and flat maps, give a warning that names them.
+            NaN; such examples, and constant maps, give a warning that names them.
 
         Raises:
             ValueError: If ``theta`` is outside [0, 100], or the layer is not spatial.
@@ -100,29 +102,26 @@ class DenoisedGradCAM(GradientCAM):
             torch.Size([2, 1, 6, 6])
         """
         check_number("theta", theta, 0, 100)
-        call = self._prepare(
+        call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
         return self._explain(call, partial(self.weights, theta=theta), grad_kwargs)
 
 
-def denoise(maps: Tensor, theta: float) -> Tensor:
-    """Zeroes the entries of each channel below the channel's percentile (Eq. 1)."""
-    return torch.where(maps >= percentile(maps, theta), maps, 0)
+def denoised_map(activations: Tensor, gradients: Tensor, theta: float) -> Tensor:
+    """Returns L_denoising, (N, 1, *spatial) (AMD, Eqs. 1 to 3)."""
+    weights = denoised_weights(gradients, theta)  # (N, K, *spatial)
+    return weighted_map(weights, activations, gradients)  # Eq. 2
 
 
 def denoised_weights(gradients: Tensor, theta: float) -> Tensor:
     """Returns alpha_k * ReLU(W'_k), which sums to 1 or 0 for each channel (Eq. 3)."""
     positive = F.relu(denoise(gradients, theta))
-    total = positive.sum(spatial_dims(positive), keepdim=True)
+    total = positive.sum(spatial_dims(positive), keepdim=True)  # (N, K, 1, ...)
     # One quotient in place of 1 / total first, which overflows for tiny gradients.
     return positive / torch.where(total > 0, total, 1)
 
 
-def denoised_map(activations: Tensor, gradients: Tensor, theta: float) -> Tensor:
-    """Returns L_denoising (Eq. 2), (N, 1, *spatial), NaN where the evidence is."""
-
-    def weights(activations: Tensor, gradients: Tensor) -> Tensor:
-        return denoised_weights(gradients, theta)
-
-    return gradient_map(weights, activations, gradients)
+def denoise(maps: Tensor, theta: float) -> Tensor:
+    """Zeroes the entries of each channel below the channel's percentile (Eq. 1)."""
+    return torch.where(maps >= percentile(maps, theta), maps, 0)

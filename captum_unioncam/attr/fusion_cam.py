@@ -5,21 +5,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_unioncam._baselines import Baselines
 from captum_unioncam._captum import TargetType, attribution_method, format_output
-from captum_unioncam._maps import at_least_float32, min_max, scale_as_mask, spatial_dims
-from captum_unioncam._scoring import Baselines, ScoreFunc
+from captum_unioncam._checks import check_number
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._forward import LayerTensor
+from captum_unioncam._maps import min_max, scale_as_mask, spatial_dims
+from captum_unioncam._scoring import MaskScorer, ScoringOptions
+from captum_unioncam.attr._base import nan_unless_finite, weighted_map
 from captum_unioncam.attr._fusion import (
     contribution_weights,
     similarity_fusion,
+    weighted,
     weighted_union,
 )
-from captum_unioncam.attr._uniting_cam import Parts, UnitingCAM
-from captum_unioncam.attr._weighted_cam import nan_unless_finite, weighted_map
+from captum_unioncam.attr._two_part_cam import TwoPartCAM
 from captum_unioncam.attr.denoised_grad_cam import THETA, denoise
 from captum_unioncam.attr.score_cam import increase_weights
 
 
-class FusionCAM(UnitingCAM):
+def denoised_grad_cam_map(
+    activations: Tensor, gradients: Tensor, theta: float
+) -> Tensor:
+    """Returns G, Grad-CAM without entries below its percentile, (N, 1, *spatial)."""
+    weights = gradients.mean(spatial_dims(gradients))  # (N, K)
+    denoised = denoise(weighted_map(weights, activations), theta)
+    return nan_unless_finite(denoised, activations, gradients)
+
+
+class FusionCAM(TwoPartCAM):
     r"""Shows the evidence for the target where gradients and scored regions agree.
 
     The gradient map G is Grad-CAM without its entries below the ``theta``-th
@@ -48,24 +62,29 @@ class FusionCAM(UnitingCAM):
     size, where the attributions are wanted, and not at the input's.
 
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is left as it is: call ``model.eval()`` first.
+    couples the examples. The mode is not changed: call ``model.eval()`` first.
 
     Cost: 1 forward and 1 backward pass of the batch, 4 more forward passes of it (5 for
-    a single example), and 1 for each live channel of each example. Memory does not grow
-    with the number of channels.
+    a single example), and 1 for each active channel of each example. Memory does not
+    grow with the number of channels.
     """
 
-    def _gradient_map(
-        self, activations: Tensor, gradients: Tensor, theta: float
-    ) -> Tensor:
-        weights = at_least_float32(gradients).mean(spatial_dims(gradients))
-        denoised = denoise(weighted_map(weights, activations), theta)
-        return nan_unless_finite(denoised, activations, gradients)
+    _default_gradient_map = staticmethod(denoised_grad_cam_map)
+    _default_region_weights = staticmethod(increase_weights)
 
-    def _region_weights(
-        self, scores: Tensor, baseline_scores: Tensor, counted: Tensor
-    ) -> Tensor:
-        return increase_weights(scores, baseline_scores, counted)
+    def _fusion(self, layer: LayerTensor, scorer: MaskScorer, theta: float) -> Tensor:
+        """Returns the fusion of the two maps, in the order of the class's equations."""
+        gradient_map = self._gradient_map(layer, theta)  # G
+        region, _ = self._region_map(layer, scorer)  # R
+        maps = torch.cat([gradient_map, region], 1)  # (N, 2, *spatial)
+        gains = scorer.gains(maps)  # beta_G, beta_R: (N, 2)
+        scaled = scale_as_mask(maps, scorer.mask_size)
+        union = weighted_union(scaled, contribution_weights(gains))  # U
+        union_gain = scorer.gains(union)  # beta_U: (N, 1)
+        pair = torch.cat([scale_as_mask(union, scorer.mask_size), scaled[:, 1:]], 1)
+        weights = contribution_weights(torch.cat([union_gain, gains[:, 1:]], 1))  # v
+        fused = similarity_fusion(weighted(pair, weights))  # L: (N, 1, *spatial)
+        return nan_unless_finite(min_max(fused), maps, gains, union_gain)
 
     @attribution_method
     def attribute(
@@ -91,34 +110,20 @@ class FusionCAM(UnitingCAM):
         All other arguments, the return value (in [0, 1]) and the errors are those of
         :meth:`UnionCAM.attribute`.
         """
-        parts = self._parts(
-            self._prepare(
-                inputs, target, additional_forward_args, attribute_to_layer_input
-            ),
-            theta,
-            baselines,
-            score_func,
-            max_channels,
-            perturbations_per_eval,
-            show_progress,
-            grad_kwargs,
+        check_number("theta", theta, 0, 100)
+        options = ScoringOptions(
+            baselines=baselines,
+            score_func=score_func,
+            max_channels=max_channels,
+            perturbations_per_eval=perturbations_per_eval,
+            progress=self.get_name() if show_progress else None,
         )
-        return format_output(
-            tuple(self._deliver(_fuse(part), part.channels.dtype) for part in parts)
+        self._check_options_of_parts(theta != THETA, grad_kwargs, max_channels)
+        call = self._call(
+            inputs, target, additional_forward_args, attribute_to_layer_input
         )
-
-
-def _fuse(parts: Parts) -> Tensor:
-    """Unites and fuses the component maps of one layer tensor."""
-    size = parts.scorer.mask_size
-    components = torch.cat([parts.gradient_map, parts.region.map], 1)
-    gains = parts.scorer.gains(components)
-    scaled = scale_as_mask(components, size)
-    union = weighted_union(scaled, contribution_weights(gains))
-    union_gain = parts.scorer.gains(union)
-    weights = contribution_weights(torch.cat([union_gain, gains[:, 1:]], 1))
-    weighted = weights.view(*weights.shape, *[1] * (union.dim() - 2)) * torch.cat(
-        [scale_as_mask(union, size), scaled[:, 1:]], 1
-    )
-    fused = similarity_fusion(weighted[:, :1], weighted[:, 1:])
-    return nan_unless_finite(min_max(fused), components, gains, union_gain)
+        results = []
+        for layer, scorer in self._scored_layers(call, options, grad_kwargs):
+            maps = self._fusion(layer, scorer, theta)
+            results.append(self._result(maps, layer.dtype))
+        return format_output(tuple(results))

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from captum_unioncam._maps import spatial_dims
-from captum_unioncam.attr._weighted_cam import GradientCAM
+from captum_unioncam.attr._gradient_cam import GradientCAM
 
 
 class GradCAM(GradientCAM):

@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_unioncam._maps import spatial_dims
-from captum_unioncam.attr._weighted_cam import GradientCAM
+from captum_unioncam.attr._gradient_cam import GradientCAM
 
 
 class GradCAMPlusPlus(GradientCAM):
-    r"""Shows where a layer supports the target, several objects alike.
+    r"""Shows where a layer supports the target, also for several objects.
 
     .. math::
         L &= \mathrm{ReLU} \sum_k w_k A_k, \quad
@@ -39,5 +39,6 @@ class GradCAMPlusPlus(GradientCAM):
         dims = spatial_dims(activations)
         denominators = 2 + activations.sum(dims, keepdim=True) * gradients
         usable = (gradients > 0) & (denominators != 0)
+        # (N, K, *spatial); 0 where it is not usable.
         alpha = torch.where(usable, denominators, torch.inf).reciprocal()
         return (alpha * F.relu(gradients)).sum(dims)

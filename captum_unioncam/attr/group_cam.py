@@ -1,36 +1,36 @@
 """GroupCAM: groups of channels, denoised and scored over a blurred image."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from captum.attr import GradientAttribution
 from torch import Tensor
-from torch.nn import Module
 
+from captum_unioncam._baselines import Baselines, blurred
 from captum_unioncam._captum import (
-    ReshapeTransform,
     TargetType,
     attribution_method,
     format_output,
+    progress_bar,
 )
+from captum_unioncam._checks import check_integer, check_number
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._forward import LayerTensor
 from captum_unioncam._maps import (
-    at_least_float32,
+    is_active,
     percentile as percentile_of,
     scale_as_mask,
     spatial_dims,
 )
-from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc, blurred
+from captum_unioncam._scoring import MaskScorer, ScoringOptions
+from captum_unioncam.attr._base import ScoringCAM, nan_unless_finite
 from captum_unioncam.attr._fusion import weighted_union
-from captum_unioncam.attr._weighted_cam import (
-    ScoringCAM,
-    check_callable,
-    check_number,
-    check_positive,
-    nan_unless_finite,
-)
 
+# Zhang et al. 2021.
+GROUPS = 32
+PERCENTILE = 70.0
 # Of the blurred baseline: the authors' code, a kernel of 51 entries.
 BLUR_SIGMA = 50.0
 BLUR_RADIUS = 25
@@ -65,29 +65,11 @@ class GroupCAM(ScoringCAM, GradientAttribution):
     size, and a smaller last one.
 
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is left as it is: call ``model.eval()`` first.
+    couples the examples. The mode is not changed: call ``model.eval()`` first.
 
     Cost: 1 forward and 1 backward pass of the batch, 1 more forward pass of it (2 for a
-    single example), and 1 for each group of each example that is not flat.
+    single example), and 1 for each group of each example that is not constant.
     """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: Module | str,
-        device_ids: list[int] | None = None,
-        *,
-        reshape_transform: ReshapeTransform | None = None,
-        scoring_func: Callable[..., Any] | None = None,
-    ) -> None:
-        super().__init__(
-            forward_func,
-            layer,
-            device_ids,
-            reshape_transform=reshape_transform,
-            scoring_func=scoring_func,
-        )
-        GradientAttribution.__init__(self, forward_func)
 
     @attribution_method
     def attribute(
@@ -97,8 +79,8 @@ class GroupCAM(ScoringCAM, GradientAttribution):
         additional_forward_args: object = None,
         attribute_to_layer_input: bool = False,
         *,
-        groups: int = 32,
-        percentile: float = 70.0,
+        groups: int = GROUPS,
+        percentile: float = PERCENTILE,
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         perturbations_per_eval: int | None = None,
@@ -117,40 +99,47 @@ class GroupCAM(ScoringCAM, GradientAttribution):
         :meth:`UnionCAM.attribute`; the maps are not scaled. A ``groups`` that is not
         positive, or a ``percentile`` outside [0, 100], is a ValueError.
         """
-        check_positive("groups", groups, or_none=False)
+        check_integer("groups", groups)
         check_number("percentile", percentile, 0, 100)
-        check_callable("score_func", score_func)
-        check_positive("perturbations_per_eval", perturbations_per_eval)
-        call = self._prepare(
+        options = ScoringOptions(
+            baselines=baselines,
+            score_func=score_func,
+            perturbations_per_eval=perturbations_per_eval,
+            progress=self.get_name() if show_progress else None,
+        )
+        call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        pairs = zip(*call.activations_and_gradients(grad_kwargs), strict=True)
-        description = self.get_name() if show_progress else None
-        outputs = []
-        for activations, gradients in pairs:
-            dim = activations.dim()
-            default = blurred(call.inputs, dim, BLUR_SIGMA, BLUR_RADIUS)
-            scorer = MaskScorer(
-                call.scored_by(self.scoring_func),
-                dim,
-                default if baselines is None else baselines,
-                score_func,
-                perturbations_per_eval,
-            )
-            masks = group_maps(activations, gradients, groups, percentile)
-            gains = scorer.gains(masks, description)
-            summed = weighted_union(scale_as_mask(masks, scorer.mask_size), gains)
-            united = nan_unless_finite(F.relu(summed), activations, gradients, gains)
-            outputs.append(self._deliver(united, activations.dtype))
-        return format_output(tuple(outputs))
+        results = []
+        for layer in call.differentiated_tensors(grad_kwargs):
+            masks = group_maps(layer.activations, layer.gradients, groups, percentile)
+            maps = self._union_of_groups(layer, masks, options)
+            results.append(self._result(maps, layer.dtype))
+        return format_output(tuple(results))
+
+    def _union_of_groups(
+        self, layer: LayerTensor, masks: Tensor, options: ScoringOptions
+    ) -> Tensor:
+        """Returns the sum of the groups' masks under their gains, (N, 1, *spatial)."""
+        call, dim = layer.call, masks.dim()
+        if options.baselines is None:
+            blurry = blurred(call.inputs, dim, BLUR_SIGMA, BLUR_RADIUS)
+            options = replace(options, baselines=blurry)
+        scorer = MaskScorer(call.scored_by(self.scoring_func), dim, options)
+        passes = int(is_active(masks).sum())
+        with progress_bar(options.progress, passes) as bar:
+            gains = scorer.gains(masks, bar)  # s_l: (N, groups)
+        united = F.relu(weighted_union(scale_as_mask(masks, scorer.mask_size), gains))
+        return nan_unless_finite(united, layer.activations, layer.gradients, gains)
 
 
 def group_maps(
     activations: Tensor, gradients: Tensor, groups: int, percentile: float
 ) -> Tensor:
     """Returns the denoised map of each group of channels, (N, groups, *spatial)."""
-    weights = at_least_float32(gradients).mean(spatial_dims(gradients), keepdim=True)
-    products = weights * at_least_float32(activations)
+    weights = gradients.mean(spatial_dims(gradients), keepdim=True)  # a: (N, K, 1, ...)
+    products = weights * activations  # (N, K, *spatial)
     parts = products.tensor_split(min(groups, products.shape[1]), 1)
+    # One map for each group: (N, groups, *spatial).
     maps = F.relu(torch.cat([part.sum(1, keepdim=True) for part in parts], 1))
     return torch.where(maps > percentile_of(maps, percentile), maps, 0)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from captum_unioncam.attr._weighted_cam import GradientCAM
+from captum_unioncam.attr._gradient_cam import GradientCAM
 
 
 class HiResCAM(GradientCAM):

@@ -1,15 +1,18 @@
 """ISCAM: Score-CAM with confidences integrated from the baseline to the mask."""
 
-from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
 
+from captum_unioncam._baselines import Baselines
 from captum_unioncam._captum import TargetType, attribution_method
-from captum_unioncam._scoring import Baselines, MaskVariant, ScoreFunc
-from captum_unioncam.attr._masking_cam import MaskSizes
-from captum_unioncam.attr._weighted_cam import check_positive
+from captum_unioncam._checks import check_integer
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._scoring import ScoringOptions
 from captum_unioncam.attr.score_cam import ScoreCAM
+
+# Naidu et al. 2020, the steps of the integral.
+NUM_SAMPLES = 10
 
 
 class ISCAM(ScoreCAM):
@@ -28,12 +31,12 @@ class ISCAM(ScoreCAM):
 
     Note: The integral runs on the straight line from the baseline to the masked input,
     as in Integrated Gradients and in the first author's code: step i shows i/n of the
-    mask. Deviates from the formula as it is printed and as other packages have it,
+    mask. Deviates from the printed formula, which other packages follow, and
     which adds up the steps, so that the last one shows about n/2 times the mask, far
     outside of the range of an image.
 
     Cost: 2 forward passes of the batch (3 for a single example), and ``num_samples``
-    for each live channel of each example.
+    for each active channel of each example.
     """
 
     @attribution_method
@@ -44,7 +47,7 @@ class ISCAM(ScoreCAM):
         additional_forward_args: object = None,
         attribute_to_layer_input: bool = False,
         *,
-        num_samples: int = 10,
+        num_samples: int = NUM_SAMPLES,
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
@@ -59,23 +62,20 @@ class ISCAM(ScoreCAM):
         :meth:`ScoreCAM.attribute`; a ``num_samples`` that is not positive is a
         ValueError.
         """
-        check_positive("num_samples", num_samples, or_none=False)
-
-        def steps(sizes: MaskSizes) -> Sequence[MaskVariant]:
-            fractions = (step / num_samples for step in range(1, num_samples + 1))
-            return [partial(_fade, fraction=fraction) for fraction in fractions]
-
-        return self._explain(
-            self._prepare(
-                inputs, target, additional_forward_args, attribute_to_layer_input
-            ),
-            baselines,
-            score_func,
-            max_channels,
-            perturbations_per_eval,
-            show_progress,
-            steps,
+        check_integer("num_samples", num_samples)
+        options = ScoringOptions(
+            baselines=baselines,
+            score_func=score_func,
+            max_channels=max_channels,
+            perturbations_per_eval=perturbations_per_eval,
+            progress=self.get_name() if show_progress else None,
         )
+        call = self._call(
+            inputs, target, additional_forward_args, attribute_to_layer_input
+        )
+        fractions = [step / num_samples for step in range(1, num_samples + 1)]
+        fades = [partial(_fade, fraction=fraction) for fraction in fractions]
+        return self._explain(call, options, lambda scorer: fades)
 
 
 def _fade(mask: Tensor, fraction: float) -> Tensor:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_unioncam.attr._weighted_cam import GradientCAM
+from captum_unioncam.attr._gradient_cam import GradientCAM
 
 
 class LayerCAM(GradientCAM):

@@ -4,15 +4,17 @@ import torch
 from captum.attr import PerturbationAttribution
 from torch import Tensor
 
-from captum_unioncam._captum import TargetType, attribution_method, format_output
-from captum_unioncam._maps import min_max
-from captum_unioncam._scoring import ActivationScorer, ScoreFunc
-from captum_unioncam.attr._weighted_cam import (
-    CAMAttribution,
-    check_callable,
-    check_positive,
-    nan_unless_finite,
+from captum_unioncam._captum import (
+    TargetType,
+    attribution_method,
+    format_output,
+    progress_bar,
 )
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._forward import LayerTensor
+from captum_unioncam._maps import min_max
+from captum_unioncam._scoring import ActivationScorer, ScoringOptions
+from captum_unioncam.attr._base import CAMAttribution, nan_unless_finite
 
 
 class ReciproCAM(CAMAttribution, PerturbationAttribution):
@@ -35,15 +37,15 @@ class ReciproCAM(CAMAttribution, PerturbationAttribution):
     alternative, a Gaussian of 3 x 3 positions, is left out.
 
     Note: A ``reshape_transform`` may only move and drop entries of the layer's tensor,
-    because others are put in their places; a class token stays as it is.
+    because this method replaces them; a class token stays unchanged.
 
     Note: Where the layer runs several times in one forward pass, its last run is
     explained and replaced. In train mode every pass moves the buffers of batch
     normalisation: call ``model.eval()`` first.
 
     Cost: 2 forward passes of the batch (3 for a single example), and 1 for each
-    position of the layer and example. Each runs the model whole: a hook replaces the
-    layer's tensor, whatever the model's form.
+    position of the layer and example. Each runs the whole model: a hook replaces the
+    layer's tensor, so that any model works.
     """
 
     @attribution_method
@@ -65,32 +67,39 @@ class ReciproCAM(CAMAttribution, PerturbationAttribution):
                 6 in all on the CPU and 64 elsewhere
 
         All other arguments, the return value (in [0, 1]) and the errors are those of
-        :meth:`ScoreCAM.attribute`. No input is masked, so that inputs of any rank will
-        do.
+        :meth:`ScoreCAM.attribute`. No input is masked, so that inputs may have any
+        rank.
         """
-        check_callable("score_func", score_func)
-        check_positive("perturbations_per_eval", perturbations_per_eval)
-        call = self._prepare(
+        options = ScoringOptions(
+            score_func=score_func,
+            perturbations_per_eval=perturbations_per_eval,
+            progress=self.get_name() if show_progress else None,
+        )
+        call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        description = self.get_name() if show_progress else None
-        outputs = []
-        for place, activations in enumerate(call.activations(replaceable=True)):
-            scorer = ActivationScorer(
-                call, activations, place, score_func, perturbations_per_eval
-            )
-            finite = activations.isfinite().flatten(1).all(1, keepdim=True)
-            positions = activations[0, 0].numel() if len(activations) else 0
-            scores = scorer.score(
-                finite.expand(-1, positions), _isolate, description
-            ).view(len(activations), 1, *activations.shape[2:])
-            scaled = nan_unless_finite(min_max(scores), activations, scores)
-            outputs.append(self._deliver(scaled, activations.dtype))
-        return format_output(tuple(outputs))
+        maps = [
+            self._result(position_map(layer, options), layer.dtype)
+            for layer in call.tensors(replaceable=True)
+        ]
+        return format_output(tuple(maps))
+
+
+def position_map(layer: LayerTensor, options: ScoringOptions) -> Tensor:
+    """Scores each position of a tensor alone, and scales the scores, as a map."""
+    activations = layer.activations
+    scorer = ActivationScorer(layer, options)
+    finite = activations.isfinite().flatten(1).all(1, keepdim=True)
+    positions = activations[0, 0].numel() if len(activations) else 0
+    isolated = finite.expand(-1, positions)  # (N, positions)
+    with progress_bar(options.progress, int(isolated.sum())) as bar:
+        scores = scorer.score_edits(isolated, _isolate, bar)  # s_p
+    maps = scores.view(len(activations), 1, *activations.shape[2:])
+    return nan_unless_finite(min_max(maps), activations, scores)
 
 
 def _isolate(activations: Tensor, positions: Tensor) -> Tensor:
     """Sets all positions of each example to zero but one."""
     kept = torch.zeros_like(activations.flatten(2)[:, :1], dtype=torch.bool)
-    kept.scatter_(2, positions.view(-1, 1, 1), True)
+    kept.scatter_(2, positions.view(-1, 1, 1), True)  # (P, 1, positions)
     return torch.where(kept.view(-1, 1, *activations.shape[2:]), activations, 0)

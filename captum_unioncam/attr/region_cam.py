@@ -7,7 +7,7 @@ from captum_unioncam.attr._masking_cam import MaskingCAM
 
 
 class RegionCAM(MaskingCAM):
-    r"""Shows the regions that carry the target, by what each channel lets through.
+    r"""Shows the regions that carry the target, by masking the input by each channel.
 
     Each channel masks the inputs, the masked inputs go through the model, and the score
     of the target weights the channel:
@@ -26,21 +26,19 @@ class RegionCAM(MaskingCAM):
     negative activations: negative evidence is not shown, as in every CAM.
 
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is left as it is: call ``model.eval()`` first.
+    couples the examples. The mode is not changed: call ``model.eval()`` first.
 
-    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each live
-    channel of each example. The mask of a dead channel (one value everywhere) is all
-    zeros, so that the baseline's score is its exact score. Memory does not grow with
-    the number of channels.
+    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each active
+    channel of each example. The mask of a constant channel is all zeros, so that the
+    baseline's score is its exact score. Memory does not grow with the number of
+    channels.
     """
 
-    def weights(
-        self, scores: Tensor, baseline_scores: Tensor, counted: Tensor
-    ) -> Tensor:
+    def weights(self, scores: Tensor, counted: Tensor) -> Tensor:
         """Returns the scores, (N, K)."""
-        return region_weights(scores, baseline_scores, counted)
+        return region_weights(scores, counted)
 
 
-def region_weights(scores: Tensor, baseline_scores: Tensor, counted: Tensor) -> Tensor:
-    """Returns the scores of the channels that are counted, and 0 for the others."""
+def region_weights(scores: Tensor, counted: Tensor) -> Tensor:
+    """Returns the weights of the region map: the scores of the counted channels."""
     return torch.where(counted, scores, 0)

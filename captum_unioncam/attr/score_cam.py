@@ -19,8 +19,8 @@ class ScoreCAM(MaskingCAM):
 
     where :math:`A_k` is the k-th channel of ``layer``, :math:`\mathrm{mask}` resizes it
     to the input and scales it to [0, 1], :math:`I_0` is the input, :math:`I_b` the
-    baseline and :math:`f_c` the score, a confidence (see ``score_func``). Dead channels
-    take part in the softmax with an increase of 0.
+    baseline and :math:`f_c` the score, a confidence (see ``score_func``). Constant
+    channels take part in the softmax with an increase of 0.
 
     Reference: Wang et al., Score-CAM, CVPR Workshops 2020, arXiv:1910.01279v2.
 
@@ -33,22 +33,21 @@ class ScoreCAM(MaskingCAM):
     choosing one channel. ``max_channels`` is the known speed-up Faster-Score-CAM.
 
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is left as it is: call ``model.eval()`` first.
+    couples the examples. The mode is not changed: call ``model.eval()`` first.
 
-    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each live
+    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each active
     channel of each example. Memory does not grow with the number of channels.
     """
 
-    def weights(
-        self, scores: Tensor, baseline_scores: Tensor, counted: Tensor
-    ) -> Tensor:
+    def weights(self, scores: Tensor, counted: Tensor) -> Tensor:
         """Returns alpha, (N, K)."""
-        return increase_weights(scores, baseline_scores, counted)
+        return increase_weights(scores, counted)
 
 
-def increase_weights(
-    scores: Tensor, baseline_scores: Tensor, counted: Tensor
-) -> Tensor:
-    """Returns the softmax of the increases over the counted channels; 0 elsewhere."""
-    increases = (scores - baseline_scores).masked_fill(~counted, -torch.inf)
-    return torch.where(counted, increases.softmax(1), 0)
+def increase_weights(scores: Tensor, counted: Tensor) -> Tensor:
+    """Returns the softmax of the increases over the counted channels; 0 elsewhere.
+
+    The baseline's score, which all increases have in common, cancels.
+    """
+    values = scores.masked_fill(~counted, -torch.inf)
+    return torch.where(counted, values.softmax(1), 0)

@@ -1,19 +1,22 @@
 """SSCAM: Score-CAM with confidences averaged over noisy masks."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from captum_unioncam._baselines import Baselines
 from captum_unioncam._captum import TargetType, attribution_method
-from captum_unioncam._scoring import Baselines, MaskVariant, ScoreFunc
-from captum_unioncam.attr._masking_cam import MaskSizes
-from captum_unioncam.attr._weighted_cam import check_number, check_positive
+from captum_unioncam._checks import check_instance, check_integer, check_number
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._scoring import MaskScorer, ScoringOptions
+from captum_unioncam.attr._masking_cam import MaskChange
 from captum_unioncam.attr.score_cam import ScoreCAM
 
-Noise = dict[tuple[int, ...], Tensor]
+# Wang et al. 2020: the noise maps, and their standard deviation for masks in [0, 1].
+NUM_SAMPLES = 35
+STD = 2.0
 
 
 class SSCAM(ScoreCAM):
@@ -37,11 +40,11 @@ class SSCAM(ScoreCAM):
     noise maps. The scores differ by the channels alone, and a map depends neither on
     the rest of its batch nor on the size of the chunks.
 
-    Note: The noisy mask is neither scaled nor clipped again. The mask of a dead channel
-    gets no noise: its increase is 0, as in Score-CAM.
+    Note: The noisy mask is neither scaled nor clipped again. The mask of a constant
+    channel gets no noise: its increase is 0, as in Score-CAM.
 
     Cost: 2 forward passes of the batch (3 for a single example), and ``num_samples``
-    for each live channel of each example.
+    for each active channel of each example.
     """
 
     @attribution_method
@@ -52,8 +55,8 @@ class SSCAM(ScoreCAM):
         additional_forward_args: object = None,
         attribute_to_layer_input: bool = False,
         *,
-        num_samples: int = 35,
-        std: float = 2.0,
+        num_samples: int = NUM_SAMPLES,
+        std: float = STD,
         generator: torch.Generator | None = None,
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
@@ -74,45 +77,47 @@ class SSCAM(ScoreCAM):
         :meth:`ScoreCAM.attribute`; a ``num_samples`` that is not positive, or a ``std``
         that is negative, is a ValueError.
         """
-        check_positive("num_samples", num_samples, or_none=False)
-        check_number("std", std, 0, math.inf)
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
-        elif not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"`generator` must be a torch.Generator or None, got {generator!r}."
-            )
-
-        noise: Noise = {}  # by size of the mask
-
-        def noisy(sizes: MaskSizes) -> Sequence[MaskVariant]:
-            for size in sizes:
-                if size not in noise:
-                    noise[size] = std * torch.randn(
-                        num_samples,
-                        *size,
-                        generator=generator,
-                        device=generator.device,
-                        dtype=torch.float32,
-                    )
-            return [
-                partial(_add_noise, noise=noise, sample=i) for i in range(num_samples)
-            ]
-
-        return self._explain(
-            self._prepare(
-                inputs, target, additional_forward_args, attribute_to_layer_input
-            ),
-            baselines,
-            score_func,
-            max_channels,
-            perturbations_per_eval,
-            show_progress,
-            noisy,
+        check_integer("num_samples", num_samples)
+        check_number("std", std, 0)
+        check_instance("generator", generator, torch.Generator)
+        options = ScoringOptions(
+            baselines=baselines,
+            score_func=score_func,
+            max_channels=max_channels,
+            perturbations_per_eval=perturbations_per_eval,
+            progress=self.get_name() if show_progress else None,
         )
+        call = self._call(
+            inputs, target, additional_forward_args, attribute_to_layer_input
+        )
+        noise = _Noise(num_samples, std, generator)
+        return self._explain(call, options, noise.changes)
 
 
-def _add_noise(mask: Tensor, noise: Noise, sample: int) -> Tensor:
-    size = tuple(mask.shape[2:])
-    noise[size] = noise[size].to(mask)  # once: later chunks find it there
-    return mask + noise[size][sample]
+class _Noise:
+    """Noise maps for all channels and examples, drawn once for each mask size."""
+
+    def __init__(
+        self, num_samples: int, std: float, generator: torch.Generator | None
+    ) -> None:
+        self._num_samples, self._std = num_samples, std
+        self._generator = generator or torch.Generator().manual_seed(0)
+        self._maps: dict[tuple[int, ...], Tensor] = {}  # by size, (samples, *size)
+
+    def changes(self, scorer: MaskScorer) -> Sequence[MaskChange]:
+        """Returns what adds each of the noise maps to a mask."""
+        for size in scorer.mask_sizes:
+            if size not in self._maps:
+                self._maps[size] = self._std * torch.randn(
+                    self._num_samples,
+                    *size,
+                    generator=self._generator,
+                    device=self._generator.device,
+                    dtype=torch.float32,
+                )
+        return [partial(self._add, sample=i) for i in range(self._num_samples)]
+
+    def _add(self, mask: Tensor, sample: int) -> Tensor:
+        size = tuple(mask.shape[2:])
+        self._maps[size] = self._maps[size].to(mask)  # once for all chunks
+        return mask + self._maps[size][sample]

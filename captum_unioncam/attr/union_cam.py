@@ -6,13 +6,16 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from captum_unioncam._baselines import Baselines
 from captum_unioncam._captum import TargetType, attribution_method, format_output
-from captum_unioncam._maps import min_max, scale_as_mask
-from captum_unioncam._scoring import Baselines, ScoreFunc
+from captum_unioncam._checks import check_number
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._forward import LayerTensor
+from captum_unioncam._maps import is_active, min_max, scale_as_mask
+from captum_unioncam._scoring import MaskScorer, ScoringOptions
+from captum_unioncam.attr._base import nan_unless_finite
 from captum_unioncam.attr._fusion import select_by_gain, weighted_union
-from captum_unioncam.attr._masking_cam import live_channels
-from captum_unioncam.attr._uniting_cam import Parts, UnitingCAM
-from captum_unioncam.attr._weighted_cam import nan_unless_finite
+from captum_unioncam.attr._two_part_cam import TwoPartCAM
 from captum_unioncam.attr.denoised_grad_cam import THETA, denoised_map
 from captum_unioncam.attr.region_cam import region_weights
 
@@ -24,7 +27,7 @@ class UnionCAMDetails:
     Maps are (N, 1, *layer_size), in float32 or float64, not scaled: min-max scaling the
     fused map of the examples in ``fused_selected``, and the region map of the others,
     gives the attributions. Everything else has the shape (N,). A gain is a score
-    contribution f_c(map as a mask) - f_c(baseline), the paper's beta.
+    gain f_c(map as a mask) - f_c(baseline), the paper's beta.
 
     Attributes:
         denoised_map (Tensor): L_denoising, or the map of a ``gradient_cam``.
@@ -36,7 +39,7 @@ class UnionCAMDetails:
         fused_gain (Tensor): beta_de_region (Eq. 7).
         fused_selected (Tensor): Whether the fused map was kept (Eq. 8), bool.
         total_channels (Tensor): Channels of the layer, int.
-        live_channels (Tensor): Channels that are not flat, int.
+        active_channels (Tensor): Channels that are not constant, int.
         scored_channels (Tensor): Channels that were scored, int; 0 with a
             ``region_cam``.
     """
@@ -50,11 +53,11 @@ class UnionCAMDetails:
     fused_gain: Tensor
     fused_selected: Tensor
     total_channels: Tensor
-    live_channels: Tensor
+    active_channels: Tensor
     scored_channels: Tensor
 
 
-class UnionCAM(UnitingCAM):
+class UnionCAM(TwoPartCAM):
     r"""Shows the evidence for the target: denoised gradients and scored regions.
 
     :class:`DenoisedGradCAM` (AMD) and :class:`RegionCAM` make the component maps. AMU
@@ -84,22 +87,45 @@ class UnionCAM(UnitingCAM):
     changes layers with negative activations.
 
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is left as it is: call ``model.eval()`` first.
+    couples the examples. The mode is not changed: call ``model.eval()`` first.
 
     Cost: 1 forward and 1 backward pass of the batch, 4 more forward passes of it (5 for
-    a single example), and 1 for each live channel of each example. Memory does not grow
-    with the number of channels.
+    a single example), and 1 for each active channel of each example. Memory does not
+    grow with the number of channels.
     """
 
-    def _gradient_map(
-        self, activations: Tensor, gradients: Tensor, theta: float
-    ) -> Tensor:
-        return denoised_map(activations, gradients, theta)
+    _default_gradient_map = staticmethod(denoised_map)
+    _default_region_weights = staticmethod(region_weights)
 
-    def _region_weights(
-        self, scores: Tensor, baseline_scores: Tensor, counted: Tensor
-    ) -> Tensor:
-        return region_weights(scores, baseline_scores, counted)
+    def _union(
+        self, layer: LayerTensor, scorer: MaskScorer, theta: float, select: bool
+    ) -> tuple[Tensor, UnionCAMDetails]:
+        """Returns the union of the two maps, in the order of the paper's Figure 1."""
+        denoised = self._gradient_map(layer, theta)  # AMD, Eqs. 1 to 3
+        region, scored = self._region_map(layer, scorer)  # region map
+        maps = torch.cat([denoised, region], 1)  # (N, 2, *spatial)
+        gains = scorer.gains(maps)  # Eqs. 4, 5: (N, 2)
+        scaled = scale_as_mask(maps, scorer.mask_size)
+        fused = weighted_union(scaled, gains)  # AMU, Eq. 6: (N, 1, *spatial)
+        fused_gain = scorer.gains(fused)[:, 0]  # Eq. 7: (N,)
+        union, selected = select_by_gain(  # AMS, Eq. 8
+            fused, region, fused_gain, gains[:, 1]
+        )
+        details = UnionCAMDetails(
+            denoised_map=denoised,
+            region_map=region,
+            fused_map=fused,
+            baseline_score=scorer.reference_scores.to(gains.device),
+            denoised_gain=gains[:, 0],
+            region_gain=gains[:, 1],
+            fused_gain=fused_gain,
+            fused_selected=selected,
+            total_channels=torch.full_like(scored, layer.activations.shape[1]),
+            active_channels=is_active(layer.activations).sum(1),
+            scored_channels=scored,
+        )
+        scaled_union = min_max(union if select else fused)
+        return nan_unless_finite(scaled_union, maps, gains, fused_gain), details
 
     @overload
     def attribute(
@@ -190,8 +216,8 @@ class UnionCAM(UnitingCAM):
             score_func (Callable, optional): From the model's output to scores of the
                 same shape, such as torch.sigmoid. Default: None, which is softmax over
                 dimension 1 if it is larger than 1, and not applied to probabilities
-            max_channels (int, optional): Score and sum only the live channels with the
-                largest spatial variance, this many for each example. Default: None,
+            max_channels (int, optional): Score and sum only the active channels with
+                the largest spatial variance, this many for each example. Default: None,
                 which is all, the paper
             select (bool, optional): Select by Eq. 8. False keeps the fused map (AMU
                 without AMS), for ablation studies. Default: True
@@ -207,18 +233,18 @@ class UnionCAM(UnitingCAM):
 
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), in [0, 1], detached, of
-            the layer's type; a tuple of them if the layer has several tensors. A flat
-            map is all zeros. An example whose activations, gradients or scores are not
-            finite is all NaN. Such examples give a warning that names them. With
-            ``return_details=True``, the attributions and :class:`UnionCAMDetails` (a
-            tuple of both for a layer of several tensors).
+            the layer's type; a tuple of them if the layer has several tensors. A
+            constant map is all zeros. An example whose activations, gradients or scores
+            are not finite is all NaN. Such examples give a warning that names them.
+            With ``return_details=True``, the attributions and :class:`UnionCAMDetails`
+            (a tuple of both for a layer of several tensors).
 
         Raises:
             ValueError: If ``theta`` is outside [0, 100], the layer is not spatial, no
                 input has the layer's rank, ``baselines`` do not fit, ``max_channels``
                 or ``perturbations_per_eval`` is not positive, ``score_func`` has not
-                one value for each example at the target, the output does not grow with
-                the batch, or a part returns another shape than (N, 1, *layer_size).
+                one value for each example at the target, the output has not one row for
+                each example, or a part returns another shape than (N, 1, *layer_size).
 
         Examples::
 
@@ -231,55 +257,24 @@ class UnionCAM(UnitingCAM):
             >>> cam.attribute(torch.rand(2, 3, 8, 8), target=1).shape
             torch.Size([2, 1, 6, 6])
         """
-        parts = self._parts(
-            self._prepare(
-                inputs, target, additional_forward_args, attribute_to_layer_input
-            ),
-            theta,
-            baselines,
-            score_func,
-            max_channels,
-            perturbations_per_eval,
-            show_progress,
-            grad_kwargs,
+        check_number("theta", theta, 0, 100)
+        options = ScoringOptions(
+            baselines=baselines,
+            score_func=score_func,
+            max_channels=max_channels,
+            perturbations_per_eval=perturbations_per_eval,
+            progress=self.get_name() if show_progress else None,
         )
-        united = [_unite(part, select) for part in parts]
-        attributions = format_output(
-            tuple(
-                self._deliver(union, part.channels.dtype)
-                for (union, _), part in zip(united, parts, strict=True)
-            )
+        self._check_options_of_parts(theta != THETA, grad_kwargs, max_channels)
+        call = self._call(
+            inputs, target, additional_forward_args, attribute_to_layer_input
         )
+        maps, details = [], []
+        for layer, scorer in self._scored_layers(call, options, grad_kwargs):
+            union, detail = self._union(layer, scorer, theta, select)
+            maps.append(self._result(union, layer.dtype))
+            details.append(detail)
+        attributions = format_output(tuple(maps))
         if not return_details:
             return attributions
-        details = tuple(detail for _, detail in united)
-        return attributions, details if len(details) > 1 else details[0]
-
-
-def _unite(parts: Parts, select: bool) -> tuple[Tensor, UnionCAMDetails]:
-    """Fuses and selects the component maps of one layer tensor (AMU and AMS)."""
-    denoised, region, channels, scorer = parts
-    components = torch.cat([denoised, region.map], 1)  # (N, 2, *spatial)
-    gains = scorer.gains(components)  # Eqs. 4, 5
-    scaled = scale_as_mask(components, scorer.mask_size)
-    fused = weighted_union(scaled, gains)  # Eq. 6
-    fused_gain = scorer.gains(fused)[:, 0]  # Eq. 7
-    union, selected = select_by_gain(
-        fused, region.map, fused_gain, gains[:, 1]
-    )  # Eq. 8
-    if not select:
-        union = fused
-    details = UnionCAMDetails(
-        denoised_map=denoised,
-        region_map=region.map,
-        fused_map=fused,
-        baseline_score=scorer.reference_scores.to(gains.device),
-        denoised_gain=gains[:, 0],
-        region_gain=gains[:, 1],
-        fused_gain=fused_gain,
-        fused_selected=selected,
-        total_channels=torch.full_like(region.scored, channels.shape[1]),
-        live_channels=live_channels(channels).sum(1),
-        scored_channels=region.scored,
-    )
-    return nan_unless_finite(min_max(union), components, gains, fused_gain), details
+        return attributions, tuple(details) if len(details) > 1 else details[0]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam._maps import spatial_dims
-from captum_unioncam.attr._weighted_cam import GradientCAM
+from captum_unioncam.attr._gradient_cam import GradientCAM
 
 
 class XGradCAM(GradientCAM):
@@ -19,7 +19,7 @@ class XGradCAM(GradientCAM):
 
     Reference: Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312.
 
-    Note: A channel whose activations sum to zero, such as a dead one, adds nothing. On
+    Note: A channel whose activations sum to zero adds nothing. On
     layers with negative activations a sum near zero makes a weight very large.
 
     Cost: 1 forward and 1 backward pass of the batch.
@@ -28,6 +28,6 @@ class XGradCAM(GradientCAM):
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Returns w_k, (N, K)."""
         dims = spatial_dims(activations)
-        totals = activations.sum(dims)
-        products = (activations * gradients).sum(dims)
+        totals = activations.sum(dims)  # (N, K)
+        products = (activations * gradients).sum(dims)  # (N, K)
         return products / torch.where(totals == 0, torch.inf, totals)

@@ -9,19 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.evaluation.config import one_line
+from captum_unioncam.errors import one_line
 from captum_unioncam.evaluation.data import Images
-from captum_unioncam.evaluation.registry import METRICS
-from captum_unioncam.evaluation.report import (
-    DOTS_PER_INCH,
-    GalleryItem,
-    Picture,
-    Section,
-    Table,
-    png_of,
-)
-from captum_unioncam.evaluation.rows import Row, read_maps
-from captum_unioncam.evaluation.sanity import randomization_curves, sanity_figure
+from captum_unioncam.evaluation.document import Picture, Section, Table
+from captum_unioncam.evaluation.figures import png_of, sanity_figure
+from captum_unioncam.evaluation.metrics import METRICS
+from captum_unioncam.evaluation.sanity import randomization_curves
+from captum_unioncam.evaluation.sections import GalleryItem
+from captum_unioncam.evaluation.storage import Row, read_maps
 from captum_unioncam.evaluation.task import Task
 from captum_unioncam.visualization import panels
 
@@ -89,9 +84,9 @@ def check_sanity(task: Task, images: Images, rows: Sequence[Row]) -> Section:
         f"Mean rank correlation of the maps of {len(chosen)} images with those of the "
         "trained model, as its parameters are randomised from the head down to each "
         "module (Adebayo et al. 2018). Lower is better; maps that are never negative "
-        "correlate somewhat in any case. Flat maps do not count."
+        "correlate somewhat in any case. Constant maps do not count."
     )
-    drawn = png_of(sanity_figure(curves), DOTS_PER_INCH)
+    drawn = png_of(sanity_figure(curves))
     picture = Picture("sanity.png", "Mean rank correlation by method", drawn)
     return Section(title, text, tables=(table,), pictures=(picture,))
 

@@ -1,6 +1,6 @@
-"""Images to evaluate on: folders, ImageNet and VOC 2007, read without giving up.
+"""Images to evaluate on: folders, ImageNet and VOC 2007.
 
-An image that cannot be read becomes an item with the reason, so that a run goes on.
+An image that cannot be read becomes an item with the reason, and the run continues.
 """
 
 import warnings
@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from captum_unioncam.evaluation.config import DataError, one_line
+from captum_unioncam.errors import DataError, one_line
 
 # Models crop to a square after they bring the shorter side to some 256 pixels: a very
-# long image would take a lot of memory, and show next to nothing.
+# long image would take a lot of memory and show almost nothing.
 LARGEST_ASPECT = 50
 
 Box = tuple[int, int, int, int]
@@ -92,7 +92,7 @@ class Images(Dataset[Item]):
             if entry.annotation is not None:
                 boxes = _voc_boxes(entry.annotation)
                 masks = self._shown_boxes(image.size, boxes, inputs)
-        # Whatever the decoders, the annotation or the transforms raise.
+        # The decoders, the annotation and the transforms may raise anything.
         except Exception as error:
             reason = one_line(error).replace(entry.path, "the file")
             return Item(index, entry.name, error=reason)
@@ -225,7 +225,7 @@ def read_image(path: str) -> Image.Image:
         raise DataError(
             f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down first"
         ) from error
-    except Exception as error:  # decoders raise whatever a broken file leads to
+    except Exception as error:  # decoders raise anything for a broken file
         raise DataError(
             f"{path} cannot be read as an image ({one_line(error)}); give a whole JPEG "
             "or PNG file"

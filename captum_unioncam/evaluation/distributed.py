@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as distributed
 
-from captum_unioncam.evaluation.config import ConfigError
+from captum_unioncam.errors import ConfigError
 
 Value = TypeVar("Value")
 
@@ -53,15 +53,25 @@ class Processes:
         distributed.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
-    def together(self, action: Callable[[], Value], every: bool = False) -> Value:
-        """Runs an action in the first process, whose result all get, or in each one.
+    def run_first(self, action: Callable[[], Value]) -> Value:
+        """Runs an action in the first process, and returns its result in all of them.
+
+        An error ends all processes, as in :meth:`run_all`.
+        """
+        return self.gather(self._run(action if self.is_first else None))[0]
+
+    def run_all(self, action: Callable[[], Value]) -> Value:
+        """Runs an action in each process, and returns its own result.
 
         An error in one process ends all of them: with the error itself where it is,
         and elsewhere with a ConfigError that quotes it.
         """
+        return self._run(action)
+
+    def _run(self, action: Callable[[], Value] | None) -> Value:
         result: Any = None
         failure: Exception | None = None
-        if every or self.is_first:
+        if action is not None:
             try:
                 result = action()
             except Exception as error:
@@ -72,8 +82,6 @@ class Processes:
         for rank, message in enumerate(outcomes):
             if message is not None:
                 raise ConfigError(f"process {rank} failed: {message}")
-        if not every:
-            result = self.gather(result)[0]
         return cast(Value, result)
 
 

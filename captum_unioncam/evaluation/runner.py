@@ -2,19 +2,19 @@
 
     data -> images -> maps -> metrics -> rows -> report
 
-Rows are written as they come, so that a run that is killed goes on where it was.
+Rows are written as they come, so that a run that is killed can be continued.
 """
 
 import hashlib
-import json
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,45 +22,44 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from captum_unioncam import __version__
-from captum_unioncam._scoring import confidence
+from captum_unioncam._checks import check_choice
+from captum_unioncam._confidence import confidence
+from captum_unioncam._maps import checked_maps
+from captum_unioncam.errors import ConfigError, DataError, one_line
 from captum_unioncam.evaluation.appendix import check_sanity, make_gallery
-from captum_unioncam.evaluation.config import (
-    PREPROCESSINGS,
-    TARGETS,
-    ConfigError,
-    DataError,
-    EvaluationConfig,
-    one_line,
-    resolve_device,
-)
+from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.data import Entry, Images, Item, open_data
 from captum_unioncam.evaluation.distributed import Processes, processes
-from captum_unioncam.evaluation.registry import METRICS, Measurement, parse_method
+from captum_unioncam.evaluation.methods import parse_methods
+from captum_unioncam.evaluation.metrics import METRICS, Batch, Measurement
 from captum_unioncam.evaluation.report import write_report
-from captum_unioncam.evaluation.rows import (
-    PATTERN,
+from captum_unioncam.evaluation.storage import (
     Row,
     RowFile,
-    finished_rows,
+    check_folder,
+    open_folder,
     read_rows,
-    strict_json,
-    write_whole,
 )
 from captum_unioncam.evaluation.task import Methods, Task, load_task
-from captum_unioncam.layers import hint
+from captum_unioncam.models import resolve_device
 
-CONFIG_FILE = "config.json"
 MAP_DIGITS = 5
 SEEDS = 1_000_003  # apart, so that images do not share the noise of another run
 
-Part = tuple[Item, int, str | None]  # an image, its target, and the target's name
+
+class TargetedImage(NamedTuple):
+    """An image, and the class to explain."""
+
+    item: Item
+    target: int
+    target_name: str | None
 
 
 def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
-    """Runs an evaluation, or goes on with one, and writes the report.
+    """Runs an evaluation, or continues one, and writes the report.
 
-    Under ``torchrun`` the images are shared among the processes, which write to the
-    same folder, and the first one writes the report.
+    ``torchrun`` splits the images across processes, which write to the same folder,
+    and the first one writes the report.
 
     Args:
         config (EvaluationConfig): What to evaluate.
@@ -73,19 +72,20 @@ def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
     Raises:
         ConfigError: If an option is wrong, the folder holds another run, or a process
             failed.
-        ModelError: If the model or its weights cannot be had.
+        ModelError: If the model or its weights cannot be loaded.
         DataError: If the data set cannot be read.
     """
     device = resolve_device(config.device)
     with processes(device.type == "cuda") as process:
         if device.type == "cuda" and process.world_size > 1:
             device = torch.device("cuda", process.local_rank)
-        methods = process.together(partial(_checked, config), every=True)
-        entries = process.together(partial(open_data, config.data))
+        methods = process.run_all(partial(_checked_methods, config))
+        config = replace(config, methods=tuple(methods))
+        entries = process.run_first(partial(open_data, config.data))
         folder, known = Path(config.output), _identity(config, entries)
-        process.together(partial(_check_folder, config, folder, known))
-        task = process.together(partial(load_task, config, methods, device), every=True)
-        finished = process.together(partial(_open_folder, folder, known))
+        process.run_first(partial(check_folder, folder, known, config.resume))
+        task = process.run_all(partial(load_task, config, methods, device))
+        finished = process.run_first(partial(open_folder, folder, known))
         chosen = _chosen(len(entries), config)
         images = Images(entries, task.classifier.preprocess)
         remaining = _remaining(task, entries, chosen, finished)
@@ -95,7 +95,7 @@ def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
             with RowFile(folder, process.rank) as rows:
                 _run(task, images, share, remaining, rows, process.is_first)
 
-        process.together(run, every=True)
+        process.run_all(run)
         if not process.is_first:
             return []
         rows = read_rows(folder, {entries[index].name for index in chosen})
@@ -103,41 +103,23 @@ def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
         return _report(task, images, rows, folder, command, process, len(chosen))
 
 
-def _checked(config: EvaluationConfig) -> Methods:
-    """Refuses wrong options, and returns the methods by label."""
+def _checked_methods(config: EvaluationConfig) -> Methods:
+    """Returns the methods by label; refuses names of methods and metrics."""
     try:
-        methods = {label: parse_method(label) for label in config.methods}
+        methods = parse_methods(config.methods)
     except ValueError as error:
         raise ConfigError(f"`methods`: {error}") from error
     for field in ("methods", "metrics"):
         if not getattr(config, field):
-            raise ConfigError(f"`{field}` must name one {field[:-1]} at least")
+            raise ConfigError(f"`{field}` must name at least one {field[:-1]}")
     for name in config.metrics:
-        if name not in METRICS:
-            raise ConfigError(
-                f"`metrics`: there is no metric {name!r}{hint(name, METRICS)}; known "
-                f"are {', '.join(METRICS)}"
-            )
+        try:
+            check_choice("metrics", name, METRICS)
+        except ValueError as error:
+            raise ConfigError(f"{error}") from error
     boxed = [name for name in config.metrics if METRICS[name].needs_boxes]
     if boxed and not config.data.startswith("voc2007:"):
         raise ConfigError(f"`metrics`: {boxed[0]} needs boxes, which voc2007:DIR has")
-    for field, known in (("target", TARGETS), ("preprocessing", PREPROCESSINGS)):
-        value = getattr(config, field)
-        if value not in known:
-            raise ConfigError(f"`{field}` must be one of {known}, got {value!r}")
-    for field, least in (
-        ("num_images", 1),
-        ("max_channels", 1),
-        ("batch_size", 1),
-        ("steps", 1),
-        ("workers", 0),
-        ("sanity", 0),
-    ):
-        value = getattr(config, field)
-        if value is not None and value < least:
-            raise ConfigError(f"`{field}` must be at least {least}, got {value}")
-    if not 0 <= config.theta <= 100:
-        raise ConfigError(f"`theta` must be in [0, 100], got {config.theta}")
     return methods
 
 
@@ -146,50 +128,6 @@ def _identity(config: EvaluationConfig, entries: Sequence[Entry]) -> dict[str, A
     names = "\n".join(entry.name for entry in entries)
     digest = hashlib.sha256(names.encode(errors="backslashreplace")).hexdigest()
     return {**config.comparable(), "files": len(entries), "names": digest[:16]}
-
-
-def _check_folder(
-    config: EvaluationConfig, folder: Path, known: dict[str, Any]
-) -> None:
-    """Refuses a folder that holds a run, unless it is this run to go on with."""
-    path = folder / CONFIG_FILE
-    try:
-        if not path.exists():
-            if any(folder.glob(PATTERN)):
-                raise ConfigError(f"`output`: {folder} holds rows without a config")
-            return
-        found = path.read_text()
-    except OSError as error:
-        raise ConfigError(
-            f"`output`: {folder} cannot be used ({one_line(error)})"
-        ) from error
-    if not config.resume:
-        raise ConfigError(
-            f"`output`: {folder} holds a run already; pass --resume (resume=True) to "
-            "go on with it, or choose another folder"
-        )
-    try:
-        before = json.loads(found)
-    except ValueError:
-        before = {}
-    for name in sorted({*before, *known}):
-        if before.get(name) != known.get(name):
-            raise ConfigError(
-                f"`output`: {folder} holds a run of another configuration ({name} was "
-                f"{before.get(name)!r}, is {known.get(name)!r}); choose another folder"
-            )
-
-
-def _open_folder(folder: Path, known: dict[str, Any]) -> set[tuple[str, str]]:
-    """Makes the folder, and returns the image and the method of rows that are done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / CONFIG_FILE, f"{strict_json(known, indent=2)}\n".encode())
-    except OSError as error:
-        raise ConfigError(
-            f"`output`: {folder} cannot be used ({one_line(error)})"
-        ) from error
-    return finished_rows(folder)
 
 
 def _chosen(count: int, config: EvaluationConfig) -> list[int]:
@@ -221,7 +159,7 @@ def _run(
     task: Task,
     images: Images,
     share: Sequence[int],
-    remaining: dict[int, list[str]],
+    remaining: Mapping[int, Sequence[str]],
     rows: RowFile,
     show_progress: bool,
 ) -> None:
@@ -234,22 +172,25 @@ def _run(
     )
     with tqdm(desc="images", total=len(share), disable=not show_progress) as progress:
         for items in loader:
-            readable = list(_readable(task, items, rows))
+            targeted = list(_targeted(task, items, rows))
+            batches = _Batches(task)
             for label in task.methods:
-                batch = [p for p in readable if label in remaining[p[0].index]]
-                for row in _rows(task, label, batch):
+                waiting = [t for t in targeted if label in remaining[t.item.index]]
+                for row in _rows(task, label, waiting, batches):
                     rows.write(row)
             progress.update(len(items))
 
 
-def _readable(task: Task, items: Sequence[Item], rows: RowFile) -> Iterator[Part]:
+def _targeted(
+    task: Task, items: Sequence[Item], rows: RowFile
+) -> Iterator[TargetedImage]:
     """Yields the images with their targets, and writes a row for each other one."""
     for item in items:
         if item.error is not None:
             rows.write(_failure(item, None, item.error))
             continue
         try:
-            yield item, *_target(task, item)
+            yield TargetedImage(item, *_target(task, item))
         except DataError as error:
             rows.write(_failure(item, None, f"{error}"))
         # One bad example must not end the run.
@@ -284,54 +225,72 @@ def _class_index(label: str | int | None, categories: list[str], count: int) -> 
     return label
 
 
-def _rows(task: Task, label: str, batch: Sequence[Part]) -> Iterator[Row]:
-    """Evaluates a method on images; where a batch fails, on each one alone."""
-    if not batch:
+class _Batches:
+    """Batches of images by their members, so that methods share what was scored."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._by_members: dict[tuple[int, ...], Batch] = {}
+
+    def of(self, images: Sequence[TargetedImage]) -> Batch:
+        """Returns the batch of some images."""
+        members = tuple(image.item.index for image in images)
+        if members not in self._by_members:
+            task, items = self._task, [image.item for image in images]
+            inputs = [item.inputs for item in items if item.inputs is not None]
+            self._by_members[members] = Batch(
+                task.scoring_func,
+                torch.stack(inputs).to(task.device),
+                target=[image.target for image in images],
+                baselines=task.black,
+                masks=[item.masks for item in items if item.masks is not None],
+                steps=task.config.steps,
+                seeds=[task.config.seed * SEEDS + item.index for item in items],
+            )
+        return self._by_members[members]
+
+
+def _rows(
+    task: Task, label: str, images: Sequence[TargetedImage], batches: _Batches
+) -> Iterator[Row]:
+    """Evaluates a method on images; where a batch fails, on each image alone."""
+    if not images:
         return
     try:
-        yield from _measured(task, label, batch)
-    # One bad example must not end the run: whatever it raises is its row.
+        yield from _measured(task, label, images, batches.of(images))
+    # One bad example must not end the run: its error becomes its row.
     except Exception as error:
-        if len(batch) == 1:
+        if len(images) == 1:
             reason = f"{type(error).__name__}: {one_line(error)}"
-            yield _failure(batch[0][0], label, reason)
+            yield _failure(images[0].item, label, reason)
             return
-        for part in batch:
-            yield from _rows(task, label, [part])
+        for image in images:
+            yield from _rows(task, label, [image], batches)
 
 
-def _measured(task: Task, label: str, batch: Sequence[Part]) -> list[Row]:
+def _measured(
+    task: Task, label: str, images: Sequence[TargetedImage], batch: Batch
+) -> list[Row]:
     """Returns the rows of a method for images."""
-    items, targets, names = zip(*batch, strict=True)
-    inputs = torch.stack([item.inputs for item in items]).to(task.device)
     explain = task.explain(label)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*: the maps of examples")  # NaN counts them
         _wait(task.device)
         started, before = time.perf_counter(), task.forwards
-        maps = explain(inputs, target=list(targets))
+        maps = explain(batch.inputs, target=batch.target)
         _wait(task.device)
-        seconds = (time.perf_counter() - started) / len(batch)
-        forwards = (task.forwards - before) / len(batch)
-        measurement = Measurement(
-            task.scoring_func,
-            inputs,
-            maps,
-            list(targets),
-            task.black,
-            explain,
-            [item.masks for item in items if item.masks is not None],
-            task.config.steps,
-            [task.config.seed * SEEDS + item.index for item in items],
-        )
+        seconds = (time.perf_counter() - started) / len(images)
+        forwards = (task.forwards - before) / len(images)
+        measurement = Measurement(batch, checked_maps(maps, len(images)), explain)
         measured = {n: METRICS[n].measure(measurement) for n in task.config.metrics}
+    # Values, (N,), and for some metrics curves, (N, steps + 1).
     values = {n: v if isinstance(v, tuple) else (v, None) for n, v in measured.items()}
     return [
         {
-            "index": item.index,
-            "id": item.name,
-            "target": target,
-            "target_name": name,
+            "index": image.item.index,
+            "id": image.item.name,
+            "target": image.target,
+            "target_name": image.target_name,
             "method": label,
             "metrics": {n: v[i].item() for n, (v, _) in values.items()},
             "curves": {
@@ -343,9 +302,7 @@ def _measured(task: Task, label: str, batch: Sequence[Part]) -> list[Row]:
             "seconds": seconds,
             "forwards": forwards,
         }
-        for i, (item, target, name) in enumerate(
-            zip(items, targets, names, strict=True)
-        )
+        for i, image in enumerate(images)
     ]
 
 

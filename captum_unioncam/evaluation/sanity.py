@@ -1,13 +1,12 @@
 """Whether maps depend on what the model learned: the cascading randomization test.
 
-A method whose maps stay alike while the model's parameters are replaced by random ones
-shows the input, for instance its edges, and not what the model makes of it.
+A method whose maps stay similar while the model's parameters are replaced by random
+ones shows the input, for instance its edges, and not what the model makes of it.
 """
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,23 +15,17 @@ from torch.nn import Module
 from captum_unioncam._maps import at_least_float32
 from captum_unioncam.layers import named_layer
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 # The paper shows 17 blocks of Inception v3; fewer stages cost less.
 STAGES = 8
 
 # The modules' own seeds are drawn below this bound.
 SEEDS = 2**63 - 1
 
-LINE_STYLES = ("-", "--", ":")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
 
 def spearman(first: Tensor, second: Tensor) -> Tensor:
     r"""Returns the rank correlation of two maps of each example.
 
-    From -1 to 1: 1 for maps that order their positions alike, about 0 for unrelated
+    From -1 to 1: 1 for maps that order their positions equally, about 0 for unrelated
     ones. Equal values share the average of their ranks. Signs count: no absolute value
     is taken of the maps.
 
@@ -41,7 +34,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
         second (Tensor): Maps of the same shape, on the same device.
 
     Returns:
-        *Tensor*, (N,), NaN where either map is flat or not finite.
+        *Tensor*, (N,), NaN where either map is constant or not finite.
 
     Raises:
         ValueError: If the maps are not (N, 1, *spatial), or their shapes differ.
@@ -68,7 +61,7 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
     first, second = at_least_float32(first.detach()), at_least_float32(second.detach())
     one, other = _centred_ranks(first), _centred_ranks(second)
     squares = (one * one).sum(1) * (other * other).sum(1)
-    # A flat map has centred ranks of 0, and 0 / 0 is NaN.
+    # A constant map has centred ranks of 0, and 0 / 0 is NaN.
     correlation = ((one * other).sum(1) / squares.sqrt()).clamp(-1, 1)
     finite = (first.isfinite() & second.isfinite()).flatten(1).all(1)
     return torch.where(finite, correlation, torch.nan)
@@ -97,7 +90,7 @@ def cascade(
     statistics of a batch norm. Where it has none, each parameter is drawn from the
     normal distribution with that parameter's mean and standard deviation.
 
-    Each copy is the caller's to keep: on the model's devices, in its mode (training or
+    The caller owns each copy, which is on the model's devices, in its mode (training or
     eval), with its ``requires_grad``. The model and the global random state stay as
     they are. A module draws the same values on every device and for every number of
     stages.
@@ -150,7 +143,7 @@ def cascade(
     done = 0
     for stage in range(1, stages + 1):
         group = owners[done : len(owners) * stage // stages]
-        # Nothing is forked or seeded while the caller has its turn.
+        # Nothing is forked or seeded while the caller runs.
         for _, module in group:
             draw = torch.randint(SEEDS, (), generator=generator, device="cpu")
             _randomize(module, int(draw))
@@ -192,7 +185,7 @@ def randomization_curves(
     stages: int = STAGES,
     seed: int = 0,
 ) -> list[tuple[str, Tensor]]:
-    r"""Returns how alike maps stay as the model is randomized from the head down.
+    r"""Returns how similar maps stay as the model is randomized from the head down.
 
     The rank correlation of the trained model's maps with those of each copy that
     :func:`cascade` yields. Lower is better: a method that explains the model loses its
@@ -215,7 +208,7 @@ def randomization_curves(
     Returns:
         *list[tuple[str, Tensor]]*: "trained" and ones, then the name and the
         correlations, (N,), of each stage; NaN where the map of the trained model or of
-        the copy is flat or not finite.
+        the copy is constant or not finite.
 
     Raises:
         ValueError: If the model has no such layer, or as in :func:`cascade` and
@@ -244,67 +237,3 @@ def randomization_curves(
         maps = explain(randomized, named_layer(randomized, layer))
         curves.append((name, spearman(trained, maps)))
     return curves
-
-
-def sanity_figure(curves: Mapping[str, list[tuple[str, float]]]) -> "Figure":
-    r"""Draws the mean rank correlation of each method over the stages.
-
-    Args:
-        curves (Mapping[str, list[tuple[str, float]]]): For each method, the stages and
-            the mean over the examples of :func:`randomization_curves`. All methods
-            have the same stages. NaN leaves a gap.
-
-    Returns:
-        *matplotlib.figure.Figure*, not shown.
-
-    Raises:
-        ValueError: If the methods have different stages.
-
-    Examples::
-
-        >>> from captum_unioncam.evaluation.sanity import sanity_figure
-        >>> curves = {"GradCAM": [("trained", 1.0), ("head", 0.4), ("features", 0.1)]}
-        >>> sanity_figure(curves).axes[0].get_ylabel()
-        'mean rank correlation (lower is better)'
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    stages = [name for name, _ in next(iter(curves.values()), [])]
-    for method, points in curves.items():
-        if [name for name, _ in points] != stages:
-            raise ValueError(
-                "`curves` must have the same stages for each method, expected "
-                f"{stages}, got {[name for name, _ in points]} for {method!r}."
-            )
-    height = max(5, 0.26 * len(curves) + 1)
-    figure = Figure(figsize=(max(7.5, 0.6 * len(stages) + 3), height))
-    figure.set_layout_engine("constrained")
-    axis = figure.add_subplot()
-    axis.axhline(0, color="0.6", linewidth=0.8)
-    colours = colormaps["tab10"]
-    for index, (method, points) in enumerate(curves.items()):
-        # Colours return after ten methods, together with another line and marker.
-        axis.plot(
-            range(len(stages)),
-            [value for _, value in points],
-            label=method,
-            color=colours(index % colours.N),
-            linestyle=LINE_STYLES[index // colours.N % len(LINE_STYLES)],
-            marker=MARKERS[index % len(MARKERS)],
-            markersize=4.5,
-            linewidth=1.4,
-        )
-    # The model itself, which may own parameters, has an empty name.
-    labels = [name or "(model)" for name in stages]
-    axis.set_xticks(range(len(stages)), labels)
-    axis.tick_params(axis="x", labelrotation=40)
-    for label in axis.get_xticklabels():
-        label.set(horizontalalignment="right", rotation_mode="anchor")
-    axis.set_ylim(top=1.05)
-    axis.set_xlabel("randomized from the head down to")
-    axis.set_ylabel("mean rank correlation (lower is better)")
-    axis.grid(axis="y", alpha=0.3)
-    if curves:
-        figure.legend(loc="outside right upper", fontsize="small")
-    return figure

@@ -11,9 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam.evaluation.config import ConfigError, EvaluationConfig, one_line
+from captum_unioncam._maps import checked_maps
+from captum_unioncam.errors import ConfigError, one_line
+from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.data import unit_range
-from captum_unioncam.evaluation.registry import METRICS, Measurement, Method
+from captum_unioncam.evaluation.methods import Method
+from captum_unioncam.evaluation.metrics import METRICS, Batch, Measurement
 from captum_unioncam.models import Classifier, load_classifier
 
 SIDE = 224  # of the paper's images
@@ -66,7 +69,7 @@ class Task:
 
     def explain(self, label: str, **options: Any) -> Callable[..., Any]:
         """Returns the ``attribute`` of a method, with its options."""
-        method, own = self.methods[label]
+        method, chosen = self.methods[label]
         offered = {
             "theta": self.config.theta,
             "max_channels": self.config.max_channels,
@@ -75,7 +78,7 @@ class Task:
             "reshape_transform": self.classifier.reshape_transform(self.config.layer),
             **options,
         }
-        return method.explain(self.forward_func, self.layer, own, **offered)
+        return method.explain(self.forward_func, self.layer, chosen, **offered)
 
     def of_another(self, model: Module, layer: Module) -> "Task":
         """Returns this task for another model of the same kind."""
@@ -100,7 +103,7 @@ def load_task(config: EvaluationConfig, methods: Methods, device: torch.device) 
 
     Raises:
         ConfigError: If a method or a metric cannot run.
-        ModelError: If the model, its weights or its layer cannot be had.
+        ModelError: If the model, its weights or its layer cannot be loaded.
     """
     classifier = load_classifier(config.model, config.weights)
     if config.preprocessing == "unit":
@@ -125,7 +128,7 @@ def load_task(config: EvaluationConfig, methods: Methods, device: torch.device) 
         methods,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a black image has flat maps
+        warnings.simplefilter("ignore")  # a black image has constant maps
         _try(task)
     return task
 
@@ -153,18 +156,17 @@ def _try(task: Task) -> None:
             maps = task.explain(trial, max_channels=1)(task.black, target=0)
             if isinstance(maps, tuple):
                 raise ConfigError("`layer` has several tensors; choose another")
-        label = next(iter(task.methods))
-        measurement = Measurement(
+        batch = Batch(
             task.scoring_func,
             task.black,
-            maps,
-            [0],
-            task.black,
-            task.explain(label, max_channels=1),
-            [torch.ones(1, *task.black.shape[2:], dtype=torch.bool)],
-            1,
-            [0],
+            target=[0],
+            baselines=task.black,
+            masks=[torch.ones(1, *task.black.shape[2:], dtype=torch.bool)],
+            steps=1,
+            seeds=[0],
         )
+        explain = task.explain(next(iter(task.methods)), max_channels=1)
+        measurement = Measurement(batch, checked_maps(maps, 1), explain)
         for trial in task.config.metrics:
             METRICS[trial].measure(measurement)
     except ConfigError:

@@ -5,6 +5,7 @@ from captum_unioncam.metrics.confidence import (
     confidence_drop,
     confidence_increase,
     confidence_kept,
+    masked_confidences,
 )
 from captum_unioncam.metrics.curves import deletion, insertion
 from captum_unioncam.metrics.localization import (
@@ -25,5 +26,6 @@ __all__ = [
     "deletion",
     "energy_pointing_game",
     "insertion",
+    "masked_confidences",
     "pointing_game",
 ]

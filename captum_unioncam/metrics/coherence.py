@@ -1,4 +1,4 @@
-"""How much a map says, and whether it says so again of what it shows."""
+"""How simple a map is, and whether the masked input has the same map."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,10 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_unioncam._captum import ModelCall, TargetType, attribution_method
-from captum_unioncam._maps import at_least_float32, blend, is_flat, to_mask
-from captum_unioncam._scoring import Baselines, format_baselines
-from captum_unioncam.metrics.confidence import checked_maps
+from captum_unioncam._baselines import Baselines, format_baselines
+from captum_unioncam._captum import TargetType, attribution_method
+from captum_unioncam._forward import ModelCall
+from captum_unioncam._maps import (
+    at_least_float32,
+    blend,
+    checked_maps,
+    is_constant,
+    to_mask,
+)
 
 
 @attribution_method
@@ -23,13 +29,13 @@ def coherency(
     additional_forward_args: object = None,
     **kwargs: Any,
 ) -> Tensor:
-    r"""Returns how alike the map and the map of the masked input are.
+    r"""Returns how similar the map and the map of the masked input are.
 
     .. math:: (1 + \rho(L(I_0), L(\mathrm{mask}(L(I_0)) \odot I_0))) / 2
 
     where L is the map, :math:`\mathrm{mask}` resizes it to the input and scales it to
-    [0, 1], and :math:`\rho` is Pearson's correlation over the pixels of the input. More
-    is better: at 1 the method finds all that it has shown, and 0.5 is no relation.
+    [0, 1], and :math:`\rho` is Pearson's correlation over the pixels of the input.
+    Higher is better: at 1 the two maps agree, and 0.5 is no relation.
 
     Reference: Poppi et al., Revisiting the Evaluation of Class Activation Mapping for
     Explainability, CVPR Workshops 2021, arXiv:2104.10252, scaled to [0, 1] as for
@@ -55,7 +61,7 @@ def coherency(
         kwargs (Any): Further arguments of ``explain_func``.
 
     Returns:
-        *Tensor*, (N,), in [0, 1], NaN where either map is flat or not finite.
+        *Tensor*, (N,), in [0, 1], NaN where either map is constant or not finite.
 
     Raises:
         TypeError: If ``explain_func`` returns no Tensor.
@@ -121,7 +127,8 @@ def complexity(attributions: Tensor, size: Sequence[int] | None = None) -> Tenso
             Default: None, which is the map's own
 
     Returns:
-        *Tensor*, (N,), in [0, 1], 0 for a flat map, NaN where the map is not finite.
+        *Tensor*, (N,), in [0, 1], 0 for a constant map, NaN where the map is not
+        finite.
 
     Raises:
         ValueError: If ``attributions`` are not (N, 1, *size), or ``size`` has another
@@ -179,8 +186,9 @@ def _is_finite(maps: Tensor) -> Tensor:
 
 
 def _correlation(masks: Tensor, others: Tensor) -> Tensor:
-    """Returns Pearson's correlation of each two masks, (N,); NaN where one is flat."""
-    constant = (is_flat(masks) | is_flat(others))[:, 0]
+    """Returns Pearson's correlation of two masks, (N,); NaN where one is constant."""
+    constant = (is_constant(masks) | is_constant(others))[:, 0]  # (N,)
+    # Pixels around their mean, of length 1: (N, pixels) each.
     centred = [
         F.normalize(pixels - pixels.mean(1, keepdim=True), dim=1)
         for pixels in (masks.flatten(1), others.flatten(1))

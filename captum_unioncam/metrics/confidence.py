@@ -1,4 +1,4 @@
-"""What the model still believes when it sees no more than the map shows."""
+"""How much confidence is left when the model sees only what the map shows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_unioncam._captum import ModelCall, TargetType, attribution_method
-from captum_unioncam._maps import at_least_float32, is_flat
-from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc
+from captum_unioncam._baselines import Baselines
+from captum_unioncam._captum import TargetType, attribution_method
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._forward import ModelCall
+from captum_unioncam._maps import checked_maps, is_active
+from captum_unioncam._scoring import MaskScorer, ScoringOptions
 
 
 @attribution_method
-def confidence_kept(
+def masked_confidences(
     forward_func: Callable[..., Any],
     inputs: Tensor | tuple[Tensor, ...],
     attributions: Tensor,
@@ -22,14 +25,15 @@ def confidence_kept(
     *,
     score_func: ScoreFunc | None = None,
     perturbations_per_eval: int | None = None,
-) -> Tensor:
-    r"""Returns the share of the score that the map keeps, o / y.
+) -> tuple[Tensor, Tensor]:
+    r"""Returns the scores of each example, whole and masked by its map.
 
-    .. math:: o / y, \quad y = f_c(I_0), \quad o = f_c(\mathrm{mask}(L) \odot I_0)
+    .. math:: y = f_c(I_0), \quad o = f_c(\mathrm{mask}(L) \odot I_0)
 
     where L is the map, :math:`\mathrm{mask}` resizes it to the input and scales it to
-    [0, 1], and :math:`f_c` is the score, a confidence (see ``score_func``). More is
-    better; above 1 the masked input scores higher than the input.
+    [0, 1], and :math:`f_c` is the score, a confidence (see ``score_func``).
+    :func:`confidence_drop`, :func:`confidence_increase` and :func:`confidence_kept` are
+    functions of the two.
 
     Cost: 3 forward passes of the batch (4 for a single example).
 
@@ -52,7 +56,8 @@ def confidence_kept(
             pass. Default: None
 
     Returns:
-        *Tensor*, (N,), NaN where y is 0 or the map is not finite.
+        Two *Tensors*, ``full`` (y) and ``masked`` (o), (N,) each; ``masked`` is NaN
+        where the map is not finite.
 
     Raises:
         ValueError: If ``attributions`` are not (N, 1, *size), or as in
@@ -61,130 +66,103 @@ def confidence_kept(
     Examples::
 
         >>> import torch
-        >>> from captum_unioncam.metrics import confidence_kept
+        >>> from captum_unioncam.metrics import confidence_drop, masked_confidences
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2))
-        >>> maps = torch.rand(3, 1, 4, 4)
-        >>> confidence_kept(net, torch.rand(3, 1, 8, 8), maps, target=1).shape
+        >>> inputs, maps = torch.rand(3, 1, 8, 8), torch.rand(3, 1, 4, 4)
+        >>> full, masked = masked_confidences(net, inputs, maps, target=1)
+        >>> confidence_drop(full, masked).shape
         torch.Size([3])
     """
-    full, masked = _full_and_masked(
-        ModelCall.prepare(forward_func, inputs, target, additional_forward_args),
-        attributions,
-        baselines,
-        score_func,
-        perturbations_per_eval,
+    options = ScoringOptions(
+        baselines=baselines,
+        score_func=score_func,
+        perturbations_per_eval=perturbations_per_eval,
     )
+    call = ModelCall.prepare(forward_func, inputs, target, additional_forward_args)
+    maps = checked_maps(attributions, call.batch_size)
+    return confidences_under(MaskScorer(call, maps.dim(), options), maps)
+
+
+def confidences_under(scorer: MaskScorer, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns y and o, (N,) each; o is NaN for a map that is not finite.
+
+    Cost: 1 forward pass of the batch, and for the first maps 1 more, for y.
+    """
+    scores = scorer.score(is_active(maps), scorer.masking(maps))  # (N, 1)
+    finite = maps.isfinite().flatten(1).all(1, keepdim=True)  # (N, 1)
+    masked = torch.where(finite, scores, torch.nan)[:, 0]
+    return scorer.full_scores.to(masked), masked
+
+
+def confidence_kept(full: Tensor, masked: Tensor) -> Tensor:
+    r"""Returns the share of the score that the map keeps, o / y.
+
+    More is better; above 1 the masked input scores higher than the input.
+
+    Args:
+        full (Tensor): The scores of the whole examples, y, (N,); see
+            :func:`masked_confidences`.
+        masked (Tensor): The scores of the masked examples, o, (N,).
+
+    Returns:
+        *Tensor*, (N,), NaN where y is 0 or o is NaN.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.metrics import confidence_kept
+        >>> full, masked = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 1.0])
+        >>> confidence_kept(full, masked).tolist()
+        [0.5, 2.0]
+    """
     return masked / _nonzero(full)
 
 
-@attribution_method
-def confidence_drop(
-    forward_func: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
-    attributions: Tensor,
-    target: TargetType = None,
-    baselines: Baselines = None,
-    additional_forward_args: object = None,
-    *,
-    score_func: ScoreFunc | None = None,
-    perturbations_per_eval: int | None = None,
-) -> Tensor:
+def confidence_drop(full: Tensor, masked: Tensor) -> Tensor:
     r"""Returns the share of the score that is lost under the map, max(0, y - o) / y.
 
     The mean over images, times 100, is the average drop (Chattopadhay et al. 2018;
     Hu et al. 2024). Less is better, from 0 to 1.
 
-    y, o, the cost, the arguments and the errors are those of :func:`confidence_kept`.
+    Args:
+        full, masked (Tensor): As in :func:`confidence_kept`.
 
     Returns:
-        *Tensor*, (N,), NaN where y is 0 or the map is not finite.
+        *Tensor*, (N,), NaN where y is 0 or o is NaN.
 
     Examples::
 
         >>> import torch
         >>> from captum_unioncam.metrics import confidence_drop
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2))
-        >>> maps = torch.rand(3, 1, 4, 4)
-        >>> confidence_drop(net, torch.rand(3, 1, 8, 8), maps, target=1).shape
-        torch.Size([3])
+        >>> full, masked = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 1.0])
+        >>> confidence_drop(full, masked).tolist()
+        [0.5, 0.0]
     """
-    full, masked = _full_and_masked(
-        ModelCall.prepare(forward_func, inputs, target, additional_forward_args),
-        attributions,
-        baselines,
-        score_func,
-        perturbations_per_eval,
-    )
     return (full - masked).clamp(min=0) / _nonzero(full)
 
 
-@attribution_method
-def confidence_increase(
-    forward_func: Callable[..., Any],
-    inputs: Tensor | tuple[Tensor, ...],
-    attributions: Tensor,
-    target: TargetType = None,
-    baselines: Baselines = None,
-    additional_forward_args: object = None,
-    *,
-    score_func: ScoreFunc | None = None,
-    perturbations_per_eval: int | None = None,
-) -> Tensor:
+def confidence_increase(full: Tensor, masked: Tensor) -> Tensor:
     r"""Returns 1 where the masked input scores higher than the input, y < o, else 0.
 
     The mean over images, times 100, is the average increase (Chattopadhay et al. 2018;
     Hu et al. 2024). More is better.
 
-    y, o, the cost, the arguments and the errors are those of :func:`confidence_kept`.
+    Args:
+        full, masked (Tensor): As in :func:`confidence_kept`.
 
     Returns:
-        *Tensor*, (N,), NaN where the map is not finite.
+        *Tensor*, (N,), NaN where o is NaN.
 
     Examples::
 
         >>> import torch
         >>> from captum_unioncam.metrics import confidence_increase
-        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(2))
-        >>> maps = torch.rand(3, 1, 4, 4)
-        >>> confidence_increase(net, torch.rand(3, 1, 8, 8), maps, target=1).shape
-        torch.Size([3])
+        >>> full, masked = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 1.0])
+        >>> confidence_increase(full, masked).tolist()
+        [0.0, 1.0]
     """
-    full, masked = _full_and_masked(
-        ModelCall.prepare(forward_func, inputs, target, additional_forward_args),
-        attributions,
-        baselines,
-        score_func,
-        perturbations_per_eval,
-    )
     return torch.where(masked.isnan(), torch.nan, (full < masked).to(masked))
-
-
-def _full_and_masked(
-    call: ModelCall,
-    attributions: Tensor,
-    baselines: Baselines,
-    score_func: ScoreFunc | None,
-    perturbations_per_eval: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Returns y and o, (N,) each; o is NaN for a map that is not finite."""
-    maps = checked_maps(attributions, call.batch_size)
-    scorer = MaskScorer(call, maps.dim(), baselines, score_func, perturbations_per_eval)
-    finite = maps.isfinite().flatten(1).all(1, keepdim=True)
-    masked = scorer.score(maps, ~is_flat(maps) & finite)
-    full = scorer.full_scores().to(masked)
-    return full, torch.where(finite, masked, torch.nan)[:, 0]
 
 
 def _nonzero(scores: Tensor) -> Tensor:
     return torch.where(scores == 0, torch.nan, scores)
-
-
-def checked_maps(attributions: Tensor, examples: int) -> Tensor:
-    """Returns maps in at least 32 bits; refuses what is not one for each example."""
-    shape = tuple(attributions.shape)
-    if not 3 <= len(shape) <= 5 or shape[:2] != (examples, 1):
-        raise ValueError(
-            f"`attributions` must have one map for each example, ({examples}, 1, "
-            f"*size), got {shape}."
-        )
-    return at_least_float32(attributions.detach())

@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_unioncam._captum import ModelCall, TargetType, attribution_method
-from captum_unioncam._maps import upsample
-from captum_unioncam._scoring import Baselines, MaskScorer, ScoreFunc, blurred
-from captum_unioncam.metrics.confidence import checked_maps
+from captum_unioncam._baselines import Baselines, blurred
+from captum_unioncam._captum import TargetType, attribution_method
+from captum_unioncam._checks import check_integer
+from captum_unioncam._confidence import ScoreFunc
+from captum_unioncam._forward import ModelCall
+from captum_unioncam._maps import checked_maps, upsample
+from captum_unioncam._scoring import MaskScorer, ScoringOptions
 
 # Of the image that insertion starts from: the authors' code, a kernel of 11 entries.
 BLUR_SIGMA = 5.0
@@ -84,13 +87,19 @@ def insertion(
         >>> insertion(net, torch.rand(3, 1, 8, 8), maps, target=1, steps=8).shape
         torch.Size([3])
     """
+    check_integer("steps", steps)
     call = ModelCall.prepare(forward_func, inputs, target, additional_forward_args)
     maps = checked_maps(attributions, call.batch_size)
     if baselines is None:
-        baselines = blurred(call.inputs, maps.dim(), BLUR_SIGMA, BLUR_RADIUS)
-    scorer = _scorer(call, maps, baselines, steps, score_func, perturbations_per_eval)
-    curve = _curve(scorer, maps, steps, inserting=True)
-    return (_area(curve), curve) if return_curve else _area(curve)
+        baselines = insertion_baselines(call.inputs, maps.dim())
+    options = ScoringOptions(
+        baselines=baselines,
+        score_func=score_func,
+        perturbations_per_eval=perturbations_per_eval,
+    )
+    scorer = MaskScorer(call, maps.dim(), options)
+    curve = score_curve(scorer, maps, steps, inserting=True)
+    return (area_under(curve), curve) if return_curve else area_under(curve)
 
 
 @attribution_method
@@ -124,57 +133,63 @@ def deletion(
         >>> deletion(net, torch.rand(3, 1, 8, 8), maps, target=1, steps=8).shape
         torch.Size([3])
     """
+    check_integer("steps", steps)
     call = ModelCall.prepare(forward_func, inputs, target, additional_forward_args)
     maps = checked_maps(attributions, call.batch_size)
-    scorer = _scorer(call, maps, baselines, steps, score_func, perturbations_per_eval)
-    curve = _curve(scorer, maps, steps, inserting=False)
-    return (_area(curve), curve) if return_curve else _area(curve)
+    options = ScoringOptions(
+        baselines=baselines,
+        score_func=score_func,
+        perturbations_per_eval=perturbations_per_eval,
+    )
+    scorer = MaskScorer(call, maps.dim(), options)
+    curve = score_curve(scorer, maps, steps, inserting=False)
+    return (area_under(curve), curve) if return_curve else area_under(curve)
 
 
-def _scorer(
-    call: ModelCall,
-    maps: Tensor,
-    baselines: Baselines,
-    steps: int,
-    score_func: ScoreFunc | None,
-    perturbations_per_eval: int | None,
-) -> MaskScorer:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"`steps` must be a positive int, got {steps!r}.")
-    return MaskScorer(call, maps.dim(), baselines, score_func, perturbations_per_eval)
+def insertion_baselines(inputs: tuple[Tensor, ...], dim: int) -> Baselines:
+    """Returns the blurred inputs that insertion starts from."""
+    return blurred(inputs, dim, BLUR_SIGMA, BLUR_RADIUS)
 
 
-def _curve(scorer: MaskScorer, maps: Tensor, steps: int, inserting: bool) -> Tensor:
-    """Returns the scores as pixels come or go, (N, steps + 1)."""
-    finite = maps.isfinite().flatten(1).all(1, keepdim=True)
+def score_curve(
+    scorer: MaskScorer, maps: Tensor, steps: int, inserting: bool
+) -> Tensor:
+    """Returns the scores as pixels are inserted or deleted, (N, steps + 1).
+
+    Cost: ``steps`` - 1 forward passes of the batch, and for the first maps 1 more, for
+    the whole examples.
+    """
+    finite = maps.isfinite().flatten(1).all(1, keepdim=True)  # (N, 1)
     ranks = {size: _ranks(maps, size) for size in dict.fromkeys(scorer.mask_sizes)}
 
-    def masks(rows: Tensor, columns: Tensor, turn: int, size: Sequence[int]) -> Tensor:
-        places = ranks[tuple(size)][rows]  # (P, pixels)
-        counts = (columns * places.shape[1] / steps).round()
-        touched = places < counts[:, None]
+    def masks(rows: Tensor, columns: Tensor, size: Sequence[int]) -> Tensor:
+        ranked = ranks[tuple(size)][rows]  # (P, pixels)
+        counts = (columns * ranked.shape[1] / steps).round()
+        touched = ranked < counts[:, None]
         shown = touched if inserting else ~touched
         return shown.view(-1, 1, *size).to(maps.dtype)
 
-    # The reference shows nothing, which is one end of the curve.
+    # One end of the curve is the reference, and the other one the whole example.
     keep = finite.repeat(1, steps + 1)
-    keep[:, 0 if inserting else steps] = False
-    scores = scorer.score_masks(keep, masks)
+    keep[:, [0, steps]] = False
+    scores = scorer.score(keep, scorer.masked_by(masks))
+    scores[:, steps if inserting else 0] = scorer.full_scores.to(scores)
     return torch.where(finite, scores, torch.nan)
+
+
+def area_under(curve: Tensor) -> Tensor:
+    """Returns the area over the fraction from 0 to 1 by the trapezoid rule, (N,)."""
+    return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
 
 
 def _ranks(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Returns the place of each pixel in falling order of the map, (N, pixels)."""
-    values = upsample(maps, size).flatten(1)
+    values = upsample(maps, size).flatten(1)  # (N, pixels)
     shuffled = torch.randperm(
         values.shape[1], generator=torch.Generator().manual_seed(0)
     )
     shuffled = shuffled.to(values.device)
+    # A stable sort leaves equal pixels in the shuffled order.
     order = values[:, shuffled].argsort(dim=1, descending=True, stable=True)
     places = torch.arange(values.shape[1], device=values.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, shuffled[order], places)
-
-
-def _area(curve: Tensor) -> Tensor:
-    """Returns the area over the fraction from 0 to 1 by the trapezoid rule, (N,)."""
-    return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)

@@ -1,4 +1,4 @@
-"""Whether the map lies on the object: regions and boxes that people have drawn."""
+"""Whether the map lies on the object, given regions or boxes."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_unioncam._maps import extremes, is_flat, spatial_dims, to_mask, upsample
-from captum_unioncam.metrics.confidence import checked_maps
+from captum_unioncam._checks import check_number
+from captum_unioncam._maps import (
+    checked_maps,
+    extremes,
+    is_constant,
+    spatial_dims,
+    to_mask,
+    upsample,
+)
 
 # Resized values are equal if they are so many units of rounding of the map's largest
 # magnitude apart: interpolating between two equal values may not return them exactly.
@@ -44,8 +51,8 @@ def boxes_to_masks(boxes: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """
     pixel_boxes = _pixel_boxes(boxes, size)
     masks = torch.zeros(len(pixel_boxes), 1, *size, dtype=torch.bool)
-    for mask, own in zip(masks[:, 0], pixel_boxes, strict=True):
-        for x0, y0, x1, y1 in own.tolist():
+    for mask, boxes_of_one in zip(masks[:, 0], pixel_boxes, strict=True):
+        for x0, y0, x1, y1 in boxes_of_one.tolist():
             mask[y0:y1, x0:x1] = True
     return masks.to(boxes[0].device) if len(boxes) else masks
 
@@ -74,8 +81,8 @@ def pointing_game(
             line, still count as a hit. Default: 0
 
     Returns:
-        *Tensor*, (N,), in [0, 1], NaN where the region is empty or the map is flat or
-        not finite.
+        *Tensor*, (N,), in [0, 1], NaN where the region is empty or the map is constant
+        or not finite.
 
     Raises:
         TypeError: If ``masks`` are not bool.
@@ -93,16 +100,13 @@ def pointing_game(
         >>> pointing_game(maps, masks, tolerance=1).tolist()
         [1.0]
     """
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(
-            f"`tolerance` must be a distance in pixels, at least 0, got {tolerance}."
-        )
+    check_number("tolerance", tolerance, 0)
     maps, masks = _checked(attributions, masks)
     resized = upsample(maps, masks.shape[2:])
     low, high = extremes(resized)
     slack = EQUAL_WITHIN * torch.finfo(resized.dtype).eps
     peaks = resized >= high - slack * torch.maximum(low.abs(), high.abs())
-    hits = peaks & _grown(masks, tolerance)
+    hits = peaks & _grown(masks, tolerance)  # (N, 1, *input_size)
     share = _total(hits).to(maps) / _total(peaks)
     defined = _is_defined(maps, resized) & masks.flatten(1).any(1)
     return torch.where(defined, share, torch.nan)
@@ -183,14 +187,14 @@ def box_iou(
         attributions (Tensor): A map for each example, (N, 1, h, w), of the layer's or
             the input's size and of any scale.
         boxes (Sequence[Tensor]): The boxes of each example, as in
-            :func:`boxes_to_masks`, which rounds and clips them alike.
+            :func:`boxes_to_masks`, which rounds and clips them equally.
         size (Sequence[int]): Size of the image, (H, W).
         threshold (float, optional): The least value of a bright pixel, in [0, 1].
             Default: 0.15
 
     Returns:
-        *Tensor*, (N,), in [0, 1], NaN where no box is left or the map is flat or not
-        finite.
+        *Tensor*, (N,), in [0, 1], NaN where no box is left or the map is constant or
+        not finite.
 
     Raises:
         ImportError: If SciPy is missing.
@@ -206,8 +210,7 @@ def box_iou(
         >>> box_iou(maps, [torch.tensor([[2.0, 0.0, 3.0, 2.0]])], (2, 3)).tolist()
         [0.5]
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"`threshold` must be in [0, 1], got {threshold}.")
+    check_number("threshold", threshold, 0, 1)
     pixel_boxes = _pixel_boxes(boxes, size)
     maps = checked_maps(attributions, len(pixel_boxes))
     if maps.dim() != 4:
@@ -217,7 +220,7 @@ def box_iou(
         )
     masks = to_mask(maps, size)
     defined = _is_defined(maps, masks).tolist()
-    bright = (masks[:, 0] >= threshold).cpu()
+    bright = (masks[:, 0] >= threshold).cpu()  # (N, H, W)
     best = [
         _best_iou(_largest_box(region), own) if usable and len(own) else math.nan
         for region, own, usable in zip(bright, pixel_boxes, defined, strict=True)
@@ -243,11 +246,11 @@ def _checked(attributions: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 def _is_defined(maps: Tensor, resized: Tensor) -> Tensor:
     """Returns whether each map is finite and has a largest value, (N,).
 
-    Judged before and after resizing: rounding may hide a flat map, and shrinking may
-    make one.
+    Judged before and after resizing: rounding may hide a constant map, and shrinking
+    may make one.
     """
     finite = maps.isfinite().flatten(1).all(1)
-    return finite & ~is_flat(maps)[:, 0] & ~is_flat(resized)[:, 0]
+    return finite & ~is_constant(maps)[:, 0] & ~is_constant(resized)[:, 0]
 
 
 def _total(maps: Tensor) -> Tensor:
@@ -325,7 +328,8 @@ def _largest_box(region: Tensor) -> Tensor:
 
 def _best_iou(box: Tensor, boxes: Tensor) -> float:
     """Returns the largest intersection over union of a box, (4,), and boxes, (B, 4)."""
+    # Corners of each intersection: (B, 2) each.
     low, high = box[:2].maximum(boxes[:, :2]), box[2:].minimum(boxes[:, 2:])
-    shared = (high - low).clamp(min=0).prod(1)
+    shared = (high - low).clamp(min=0).prod(1)  # (B,)
     union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(1) - shared
     return float((shared.double() / union).max())

@@ -8,7 +8,7 @@ from PIL import Image
 from skimage.data import chelsea
 from torchvision import transforms
 
-from captum_unioncam.evaluation.config import DataError
+from captum_unioncam.errors import DataError
 from captum_unioncam.evaluation.data import Images, open_data, read_image
 
 PREPROCESS = transforms.Compose(

@@ -1,4 +1,4 @@
-"""The sanity check: rank correlations, random copies of a model, and the picture."""
+"""The sanity check: rank correlations, and random copies of a model."""
 
 import copy
 import itertools
@@ -13,7 +13,6 @@ from torch import nn
 from captum_unioncam.evaluation.sanity import (
     cascade,
     randomization_curves,
-    sanity_figure,
     spearman,
 )
 
@@ -121,7 +120,7 @@ def test_spearman_of_large_maps_is_exact():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_spearman_is_nan_for_flat_and_not_finite_maps_alone(value):
+def test_spearman_is_nan_for_constant_and_not_finite_maps_alone(value):
     maps = torch.rand(4, 1, 3, 3)
     other = maps.clone()
     other[1] = 0.3
@@ -301,7 +300,7 @@ def test_curves_are_those_of_each_copy():
         assert values.shape == (3,) and torch.equal(values, wanted)
 
 
-def test_flat_maps_are_nan_at_their_stages():
+def test_constant_maps_are_nan_at_their_stages():
     net = trained()
 
     def explain(model, layer):
@@ -321,28 +320,3 @@ def test_an_unknown_layer_is_named():
         randomization_curves(
             trained(), "features.9", grad_cam(torch.rand(1, 1, 12, 12))
         )
-
-
-@pytest.mark.parametrize("methods", [0, 1, 15])
-def test_the_figure_has_a_line_for_each_method(methods):
-    points = [("trained", 1.0), ("head", 0.5), ("", math.nan)]
-    curves = {f"method {index}": points for index in range(methods)}
-    figure = sanity_figure(curves)
-    figure.draw_without_rendering()
-    (axis,) = figure.axes
-    lines = [line for line in axis.lines if line.get_marker() != "None"]
-    looks = {(line.get_color(), line.get_linestyle()) for line in lines}
-    assert len(lines) == len(looks) == methods
-    if methods:
-        assert lines[0].get_ydata()[:2].tolist() == [1, 0.5]
-        labels = [label.get_text() for label in axis.get_xticklabels()]
-        assert labels == ["trained", "head", "(model)"]
-        assert axis.get_xticklabels()[0].get_rotation() == 40
-        texts = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert texts == list(curves)
-
-
-def test_the_figure_refuses_different_stages():
-    curves = {"one": [("trained", 1.0)], "two": [("trained", 1.0), ("head", 0.5)]}
-    with pytest.raises(ValueError, match="`curves` must have the same stages .*'two'"):
-        sanity_figure(curves)

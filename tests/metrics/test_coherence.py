@@ -64,7 +64,7 @@ def test_coherency_does_not_depend_on_the_scale_of_the_maps(scale, offset):
 @pytest.mark.parametrize("size", ["layer", "input"])
 def test_coherency_matches_the_loops_at_every_rank(case, size):
     net, inputs = case.build(3)
-    # Signed maps, which are never flat.
+    # Signed maps, which are never constant.
     explain, targets = LayerGradCam(net, net.layer).attribute, [2, 0, 1]
     small = tuple((length + 1) // 2 for length in inputs.shape[2:])
     shape = small if size == "layer" else inputs.shape[2:]
@@ -104,10 +104,10 @@ def test_a_batch_equals_its_examples():
     assert torch.equal(complexity(maps), torch.cat([complexity(m[None]) for m in maps]))
 
 
-def test_flat_and_broken_maps_are_nan_and_leave_the_others_alone():
+def test_constant_and_broken_maps_are_nan_and_leave_the_others_alone():
     torch.manual_seed(0)
     inputs, maps = torch.rand(7, 1, 6), torch.rand(7, 1, 3)
-    maps[1] = 0.1  # flat, which resizing must not turn into a map
+    maps[1] = 0.1  # constant, which resizing must not turn into a map
     maps[2, 0, 0], maps[3, 0, 0] = torch.nan, torch.inf
     again = torch.rand(7, 1, 3)
     again[4], again[5, 0, 0], again[6, 0, 0] = 0.1, torch.nan, -torch.inf
@@ -236,7 +236,7 @@ def test_refuses_explanations_that_are_tuples():
 
 
 def test_complexity_is_the_mean_of_the_scaled_map():
-    # [0 1 0 .5], [0 .5 1 1] and, flat, zeros.
+    # [0 1 0 .5], [0 .5 1 1] and, for the constant map, zeros.
     maps = torch.tensor([[[3.0, 5, 3, 4]], [[-2, -1, 0, 0]], [[7, 7, 7, 7]]])
     assert complexity(maps).tolist() == [1.5 / 4, 2.5 / 4, 0]
 

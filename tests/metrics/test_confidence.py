@@ -10,6 +10,7 @@ from captum_unioncam.metrics import (
     confidence_drop,
     confidence_increase,
     confidence_kept,
+    masked_confidences,
 )
 
 
@@ -23,7 +24,9 @@ def test_kept_is_the_share_of_a_sum_under_the_mask():
     # 1 * 1 + 0 * 1 + .25 * 2 = 1.5 of 4.
     inputs = torch.tensor([[[4.0, 2, 6]], [[1, 1, 2]]])
     maps = torch.tensor([[[-1.0, 0, 1]], [[9, 5, 6]]])
-    kept = confidence_kept(total, inputs, maps)
+    full, masked = masked_confidences(total, inputs, maps)
+    assert full.tolist() == [12, 4] and masked.tolist() == pytest.approx([7, 1.5])
+    kept = confidence_kept(full, masked)
     assert kept.tolist() == pytest.approx([7 / 12, 1.5 / 4])
 
 
@@ -31,24 +34,23 @@ def test_drop_and_increase_follow_from_the_scores():
     # Kept: 7 of 12, and (1 * 8 - 2) of 6: a drop of 5 / 12, and an increase.
     inputs = torch.tensor([[[4.0, 2, 6]], [[8, -2, 0]], [[1, 1, 1]]])
     maps = torch.tensor([[[-1.0, 0, 1]], [[9, 5, 5]], [[0, 1, 2]]])
-    assert confidence_kept(total, inputs, maps).tolist() == pytest.approx(
-        [7 / 12, 8 / 6, 0.5]
-    )
-    drop = confidence_drop(total, inputs, maps)
-    assert drop.tolist() == pytest.approx([5 / 12, 0, 0.5])
-    assert confidence_increase(total, inputs, maps).tolist() == [0, 1, 0]
+    scores = masked_confidences(total, inputs, maps)
+    assert confidence_kept(*scores).tolist() == pytest.approx([7 / 12, 8 / 6, 0.5])
+    assert confidence_drop(*scores).tolist() == pytest.approx([5 / 12, 0, 0.5])
+    assert confidence_increase(*scores).tolist() == [0, 1, 0]
 
 
 def test_an_equal_score_is_no_increase():
     inputs, maps = torch.tensor([[[0.0, 3]]]), torch.tensor([[[0.0, 1]]])
-    assert confidence_increase(total, inputs, maps).tolist() == [0]
-    assert confidence_drop(total, inputs, maps).tolist() == [0]
+    scores = masked_confidences(total, inputs, maps)
+    assert confidence_increase(*scores).tolist() == [0]
+    assert confidence_drop(*scores).tolist() == [0]
 
 
 def test_a_mask_of_zero_shows_the_baseline():
     # 0 * 4 + .5 * 2 + 1 * 6 = 7, and the baseline shows 1 * 3 + .5 * 3 = 4.5 more.
     inputs, maps = torch.tensor([[[4.0, 2, 6]]]), torch.tensor([[[-1.0, 0, 1]]])
-    kept = confidence_kept(total, inputs, maps, baselines=3)
+    kept = confidence_kept(*masked_confidences(total, inputs, maps, baselines=3))
     assert kept.item() == pytest.approx(11.5 / 12)
 
 
@@ -56,13 +58,14 @@ def test_degenerate_maps_and_scores_are_defined():
     inputs = torch.ones(4, 1, 3)
     inputs[3] = torch.tensor([1.0, -1, 0])  # y = 0
     maps = torch.tensor([[[0.0, 1, 2]], [[5, 5, 5]], [[0, torch.nan, 1]], [[0, 1, 2]]])
-    kept = confidence_kept(total, inputs, maps)
+    scores = masked_confidences(total, inputs, maps)
+    kept = confidence_kept(*scores)
     assert kept[:2].tolist() == pytest.approx([0.5, 0])
     assert kept[2:].isnan().all()
-    drop = confidence_drop(total, inputs, maps)
+    drop = confidence_drop(*scores)
     assert drop[:2].tolist() == pytest.approx([0.5, 1])
     assert drop[2:].isnan().all()
-    increase = confidence_increase(total, inputs, maps)
+    increase = confidence_increase(*scores)
     assert increase[:2].tolist() == [0, 0] and increase[2].isnan()
     assert increase[3] == 0  # -.5 is not more than 0
 
@@ -75,7 +78,8 @@ def test_matches_the_loops_at_every_rank(case, size):
     shape = small if size == "layer" else inputs.shape[2:]
     maps = torch.rand(3, 1, *shape, dtype=torch.float64)
     targets = [2, 0, 1]
-    kept = confidence_kept(net, inputs, maps, targets, baselines=0.25)
+    scores = masked_confidences(net, inputs, maps, targets, baselines=0.25)
+    kept = confidence_kept(*scores)
     for i, target in enumerate(targets):
         image = [inputs[i].numpy()]
         model = Model(net, net.layer, target)
@@ -87,15 +91,16 @@ def test_matches_the_loops_at_every_rank(case, size):
 def test_scores_are_those_of_the_score_func():
     net, inputs = CASES[0].build(3)
     maps = torch.rand(3, 1, 4, 4, dtype=torch.float64)
-    kept = confidence_kept(net, inputs, maps, 1, score_func=torch.sigmoid)
-    assert not torch.allclose(kept, confidence_kept(net, inputs, maps, 1))
+    scores = masked_confidences(net, inputs, maps, 1, score_func=torch.sigmoid)
+    others = masked_confidences(net, inputs, maps, 1)
+    assert not torch.allclose(confidence_kept(*scores), confidence_kept(*others))
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (3, 2, 4, 4), (3, 4), (3, 1, 4)])
 def test_refuses_maps_that_do_not_fit(shape):
     net, inputs = CASES[0].build(3)
     with pytest.raises(ValueError, match="`attributions` must|`inputs` must"):
-        confidence_kept(net, inputs, torch.rand(shape), 1)
+        masked_confidences(net, inputs, torch.rand(shape), 1)
 
 
 def test_leaves_no_graph_and_changes_nothing():
@@ -103,6 +108,7 @@ def test_leaves_no_graph_and_changes_nothing():
     inputs.requires_grad_()
     before = inputs.detach().clone()
     maps = torch.rand(3, 1, 4, 4, requires_grad=True)
-    kept = confidence_kept(net, inputs, maps, 1)
-    assert kept.shape == (3,) and not kept.requires_grad
+    scores = masked_confidences(net, inputs, maps, 1)
+    for values in (*scores, confidence_kept(*scores)):
+        assert values.shape == (3,) and not values.requires_grad
     assert torch.equal(inputs.detach(), before) and inputs.grad is None

@@ -92,7 +92,7 @@ def test_a_perfect_map_beats_its_inverse():
 
 
 def test_equal_pixels_come_in_an_order_that_favours_no_place():
-    # Half of a flat map's pixels are shown: as many from every part of the image.
+    # Half of a constant map's pixels are shown: as many from every part of the image.
     inputs = torch.ones(2, 1, 40, 40)
     seen = []
 
@@ -166,10 +166,14 @@ def test_a_map_that_is_not_finite_has_no_area():
         assert areas[0].isnan() and areas[1].isfinite()
 
 
-@pytest.mark.parametrize("steps", [0, -1, 2.0, True])
-def test_refuses_steps_that_are_not_positive_ints(steps):
-    with pytest.raises(ValueError, match="`steps` must be a positive int, got"):
-        insertion(total, *fixed(), steps=steps)
+@pytest.mark.parametrize(
+    ("steps", "error"),
+    [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)],
+)
+@pytest.mark.parametrize("metric", [insertion, deletion])
+def test_refuses_steps_that_are_not_positive_ints(metric, steps, error):
+    with pytest.raises(error, match="`steps` must be a positive int, got"):
+        metric(total, *fixed(), steps=steps)
 
 
 def test_refuses_maps_that_do_not_fit():

@@ -315,7 +315,7 @@ def test_what_is_not_defined_is_nan_and_leaves_the_others_alone():
     maps[1, 0, 0, 0] = torch.nan
     maps[2, 0, 0, 0] = torch.inf
     maps[3, 0, 0, 0] = -torch.inf
-    maps[4] = 0.1  # flat, which resizing must not turn into a map
+    maps[4] = 0.1  # constant, which resizing must not turn into a map
     maps[5] = 0
     maps[6] *= -1  # nothing is positive
     boxes = [boxes_of([0, 0, 4, 4])] * 7 + [boxes_of([9, 9, 12, 12])]
@@ -325,7 +325,7 @@ def test_what_is_not_defined_is_nan_and_leaves_the_others_alone():
     assert iou == pointing
 
 
-def test_a_map_that_shrinks_to_a_flat_one_is_not_defined():
+def test_a_map_that_shrinks_to_a_constant_one_is_not_defined():
     maps = torch.tensor([[[0.0, 1, 1, 0, 0, 1, 1, 0]]])  # pixels 1, 2 and 5, 6
     masks = regions([1, 0])
     assert pointing_game(maps, masks).isnan()

@@ -50,8 +50,9 @@ def test_average_drop_and_increase_agree_with_torchcam(case):
     net, inputs, maps, targets = case
     theirs = torchcam_metrics.ClassificationMetric(FixedMaps(net, maps), softmax)
     theirs.update(inputs, targets)
-    drop = metrics.confidence_drop(net, inputs, maps, targets).mean().item()
-    increase = metrics.confidence_increase(net, inputs, maps, targets).mean().item()
+    scores = metrics.masked_confidences(net, inputs, maps, targets)
+    drop = metrics.confidence_drop(*scores).mean().item()
+    increase = metrics.confidence_increase(*scores).mean().item()
     assert 0 < drop < 1 and 0 < increase < 1
     summary = theirs.summary()  # it adds 1e-7 to the denominator
     assert drop == pytest.approx(summary["avg_drop"], abs=1e-6)
@@ -66,8 +67,12 @@ def test_torchcam_masks_by_maps_that_resizing_keeps_from_1(case):
     large = upsample(small, (SIZE, SIZE))
     theirs = torchcam_metrics.ClassificationMetric(FixedMaps(net, small), softmax)
     theirs.update(inputs, targets)
-    ours = metrics.confidence_drop(net, inputs, small, targets)
-    scaled = metrics.confidence_drop(net, inputs, min_max(large), targets)
+    ours, scaled = (
+        metrics.confidence_drop(
+            *metrics.masked_confidences(net, inputs, shown, targets)
+        )
+        for shown in (small, min_max(large))
+    )
     assert torch.allclose(ours, scaled, rtol=0, atol=1e-12)
     assert abs(theirs.summary()["avg_drop"] - ours.mean().item()) > 1e-4
 

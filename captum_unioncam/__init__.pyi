@@ -1,0 +1,35 @@
+from .attr import (
+    AblationCAM as AblationCAM,
+    DenoisedGradCAM as DenoisedGradCAM,
+    FusionCAM as FusionCAM,
+    GradCAM as GradCAM,
+    GradCAMPlusPlus as GradCAMPlusPlus,
+    GradientCAM as GradientCAM,
+    GroupCAM as GroupCAM,
+    HiResCAM as HiResCAM,
+    ISCAM as ISCAM,
+    LayerCAM as LayerCAM,
+    ReciproCAM as ReciproCAM,
+    RegionCAM as RegionCAM,
+    ScoreCAM as ScoreCAM,
+    SSCAM as SSCAM,
+    UnionCAM as UnionCAM,
+    UnionCAMDetails as UnionCAMDetails,
+    XGradCAM as XGradCAM,
+)
+from .captum_metrics import (
+    as_explanation_func as as_explanation_func,
+    to_input as to_input,
+)
+from .layers import (
+    find_layer as find_layer,
+    swin_reshape as swin_reshape,
+    vit_reshape as vit_reshape,
+)
+from .wrappers import (
+    BoxScore as BoxScore,
+    MeanOverMask as MeanOverMask,
+    SelectedOutput as SelectedOutput,
+)
+
+__version__: str

@@ -1,0 +1,356 @@
+"""Runs a model on a batch, and reads, differentiates and replaces a layer of it."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.parallel.scatter_gather import scatter
+
+from captum_unioncam._captum import (
+    TargetType,
+    as_arguments,
+    as_tuple,
+    device_of_run,
+    layer_activations,
+    layer_gradients,
+    run_forward,
+)
+from captum_unioncam._checks import warn_user
+from captum_unioncam._maps import at_least_float32
+from captum_unioncam._reshape import (
+    ReshapeTransform,
+    check_only_moves,
+    put_back,
+    read_activations,
+    transformed,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """A model and the batch to run it on, in Captum's internal forms."""
+
+    forward_func: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    target: TargetType
+    additional_forward_args: tuple[Any, ...] | None
+
+    @classmethod
+    def prepare(
+        cls,
+        forward_func: Callable[..., Any],
+        inputs: Tensor | tuple[Tensor, ...],
+        target: TargetType,
+        additional_forward_args: object,
+        **layer: Any,
+    ) -> "Self":
+        """Brings the arguments of ``attribute`` into Captum's internal forms."""
+        args = as_arguments(additional_forward_args)
+        return cls(
+            forward_func,
+            tuple(_outside_inference_mode(inp) for inp in as_tuple(inputs)),
+            _outside_inference_mode(target),
+            None if args is None else tuple(map(_outside_inference_mode, args)),
+            **layer,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """The number of examples."""
+        return self.inputs[0].shape[0]
+
+    def cloned_inputs(self) -> tuple[Tensor, ...]:
+        """Returns copies of the inputs, which a model or a hook may change."""
+        return tuple(inp.detach().clone() for inp in self.inputs)
+
+    def cloned_arguments(self) -> tuple[Any, ...] | None:
+        """Returns the additional arguments, with copies of the tensors among them."""
+        if self.additional_forward_args is None:
+            return None
+        return tuple(
+            arg.detach().clone() if isinstance(arg, Tensor) else arg
+            for arg in self.additional_forward_args
+        )
+
+    def arguments_of(self, examples: Tensor) -> tuple[Any, ...] | None:
+        """Returns the additional arguments of some of the examples, (P,).
+
+        A tensor with one row for each example is picked from. Any other argument (a
+        number, None, a list, a tensor of another length) is passed unchanged. Tensors
+        are copies, because a model may change them in place.
+        """
+        if self.additional_forward_args is None:
+            return None
+
+        def pick(argument: Any) -> Any:
+            if not isinstance(argument, Tensor):
+                return argument
+            if argument.dim() and argument.shape[0] == self.batch_size:
+                return argument[examples.to(argument.device)]
+            return argument.clone()
+
+        return tuple(map(pick, self.additional_forward_args))
+
+    def scored_by(self, scoring_func: Callable[..., Any] | None) -> "ModelCall":
+        """Returns this call with a scoring function instead of the model, if given."""
+        return ModelCall(
+            scoring_func or self.forward_func,
+            self.inputs,
+            self.target,
+            self.additional_forward_args,
+        )
+
+    def run(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None) -> Tensor:
+        """Returns the model's whole output for other inputs and arguments."""
+        output: Any = run_forward(self.forward_func, inputs, None, args)
+        if hasattr(output, "wait"):
+            # Future.then returns an instance of the private base class of Future.
+            output = output.wait()
+        return _check_rows(output, len(inputs[0]))
+
+
+@dataclass(frozen=True)
+class LayerCall(ModelCall):
+    """A call of ``attribute``: a model, a batch, and the layer to explain."""
+
+    layer: Module
+    device_ids: list[int] | None
+    attribute_to_layer_input: bool
+    reshape_transform: ReshapeTransform | None
+
+    def tensors(self, replaceable: bool = False) -> tuple["LayerTensor", ...]:
+        """Returns the layer's tensors. Cost: 1 forward pass of the batch.
+
+        Args:
+            replaceable (bool, optional): Refuse a ``reshape_transform`` that
+                :meth:`replacing` cannot undo. Default: False
+        """
+        with _naming_layer():
+            originals = layer_activations(
+                self.forward_func,
+                self.cloned_inputs(),
+                self.layer,
+                self.cloned_arguments(),
+                device_ids=self.device_ids,
+                attribute_to_layer_input=self.attribute_to_layer_input,
+            )
+        tensors = self._read(originals)
+        if replaceable and self.reshape_transform is not None:
+            for original in originals:
+                check_only_moves(original, self.reshape_transform)
+        return tensors
+
+    def differentiated_tensors(
+        self, grad_kwargs: dict[str, Any] | None
+    ) -> tuple["LayerTensor", ...]:
+        """Returns the layer's tensors with the gradients of the raw output at target.
+
+        A layer that the output does not depend on has zero gradients. Cost: 1 forward
+        and 1 backward pass of the batch.
+        """
+        if self.batch_size == 0:  # Captum reads the first example's output
+            empty = self.tensors()
+            return tuple(tensor.with_gradients(tensor.activations) for tensor in empty)
+
+        @functools.wraps(self.forward_func)  # Captum reads signature and device_ids
+        def forward_func(*args: Any) -> Tensor:
+            output = _check_rows(self.forward_func(*args), self.batch_size)
+            if output.requires_grad:
+                return output
+            warn_user(
+                "The output does not depend on `layer` in a way that autograd can see: "
+                "its gradients are taken for zero. Does `forward_func` detach its "
+                "output, or run under torch.no_grad?"
+            )
+            return output.detach().requires_grad_()
+
+        with torch.enable_grad(), _naming_layer():
+            # Inputs that require grad give frozen models a graph. The model gets a
+            # clone, because an in-place first operation is not allowed on a leaf;
+            # Captum then finds a tensor that requires grad already, and leaves the
+            # caller's alone.
+            inputs = tuple(
+                inp.requires_grad_().clone() if inp.is_floating_point() else inp
+                for inp in self.cloned_inputs()
+            )
+            gradients, originals = layer_gradients(
+                forward_func,
+                self.layer,
+                inputs,
+                self.target,
+                self.cloned_arguments(),
+                device_ids=self.device_ids,
+                attribute_to_layer_input=self.attribute_to_layer_input,
+                grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
+            )
+        return tuple(
+            tensor.with_gradients(transformed(gradient, self.reshape_transform))
+            for tensor, gradient in zip(self._read(originals), gradients, strict=True)
+        )
+
+    def _read(self, originals: tuple[Tensor, ...]) -> tuple["LayerTensor", ...]:
+        """Brings what the layer returned into the form (N, K, *spatial)."""
+        activations = [
+            read_activations(original, self.reshape_transform, self.inputs)
+            for original in originals
+        ]
+        return tuple(
+            LayerTensor(self, index, at_least_float32(values), values.dtype)
+            for index, values in enumerate(activations)
+        )
+
+    def run_counting(
+        self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None
+    ) -> tuple[Tensor, int]:
+        """Returns the model's output, and how often the layer runs in one pass."""
+        runs: Counter[torch.device] = Counter()
+
+        def count(module: Module, inp: Any, out: Any = None) -> None:
+            runs[device_of_run(module, inp, out)] += 1
+
+        with self._hooked(count):
+            output = self.run(inputs, args)
+        return output, max(runs.values())
+
+    @contextmanager
+    def replacing(self, index: int, runs: int) -> Iterator["Replacement"]:
+        """Replaces one of the layer's tensors in every pass inside of the context.
+
+        Args:
+            index (int): Which of the layer's tensors to replace.
+            runs (int): How often the layer runs in one pass. The last run is the one
+                that the activations are of.
+        """
+        replacement = Replacement(self, index, runs)
+        with self._hooked(replacement.hook):
+            yield replacement
+
+    @contextmanager
+    def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:
+        """Hooks the layer's input or output, and removes the hook after any exit."""
+        if self.attribute_to_layer_input:
+            handle = self.layer.register_forward_pre_hook(hook)
+        else:
+            handle = self.layer.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class LayerTensor:
+    """One tensor of a layer in one call; most layers have one.
+
+    Attributes:
+        call (LayerCall): The model, the batch and the layer.
+        index (int): Which of the layer's tensors it is.
+        activations (Tensor): Its channels, detached, (N, K, *spatial), in float32 or
+            float64.
+        dtype (torch.dtype): The type of the layer itself.
+    """
+
+    call: LayerCall
+    index: int
+    activations: Tensor
+    dtype: torch.dtype
+    _gradients: Tensor | None = None
+
+    @property
+    def gradients(self) -> Tensor:
+        """Gradients of the raw output with respect to the activations, like them."""
+        assert self._gradients is not None, "this call did not differentiate the layer"
+        return self._gradients
+
+    def with_gradients(self, gradients: Tensor) -> "LayerTensor":
+        """Returns this tensor with its gradients, (N, K, *spatial)."""
+        return replace(self, _gradients=at_least_float32(gradients))
+
+
+class Replacement:
+    """What takes the place of a tensor of the layer in the next pass."""
+
+    def __init__(self, call: LayerCall, index: int, runs: int) -> None:
+        self._call, self._index, self._runs = call, index, runs
+        self._by_device: dict[torch.device, Tensor] = {}
+        self._seen: Counter[torch.device] = Counter()
+
+    def put(self, activations: Tensor) -> None:
+        """Sets the next pass's tensor, (P, K, *spatial); the model may change it."""
+        call = self._call
+        device_ids = call.device_ids or getattr(call.forward_func, "device_ids", None)
+        # DataParallel splits the batch in this order.
+        parts = scatter(activations, device_ids) if device_ids else (activations,)
+        self._by_device = {part.device: part for part in parts}
+        self._seen.clear()
+
+    def hook(self, module: Module, inp: Any, out: Any = None) -> Any:
+        """Returns what the layer's last run of a pass gives or gets instead."""
+        device = device_of_run(module, inp, out)
+        self._seen[device] += 1
+        if self._seen[device] < self._runs:
+            return None
+        tensors = inp if out is None else out
+        if not isinstance(tensors, tuple | list):
+            return self._instead_of(tensors, device)
+        ours = self._instead_of(tensors[self._index], device)
+        parts = [*tensors[: self._index], ours, *tensors[self._index + 1 :]]
+        make: Any = getattr(tensors, "_make", type(tensors))  # a namedtuple's
+        return make(parts)
+
+    def _instead_of(self, original: Tensor, device: torch.device) -> Tensor:
+        """Returns a copy of the replacement, in the original's form and layout."""
+        activations = self._by_device[device]
+        if self._call.reshape_transform is not None:
+            transform = self._call.reshape_transform
+            activations = put_back(original, activations, transform)
+        # With the strides that a model may rely on, to view it.
+        return torch.empty_like(original).copy_(activations)
+
+
+def _outside_inference_mode(value: Any) -> Any:
+    """Copies a tensor that inference mode made: autograd refuses the original."""
+    if isinstance(value, Tensor) and value.is_inference():
+        return value.clone()
+    return value
+
+
+@contextmanager
+def _naming_layer() -> Iterator[None]:
+    """Names the layer where Captum asserts that it has tensors."""
+    try:
+        yield
+    except AssertionError as error:
+        if "input is not a torch.Tensor" not in f"{error}":
+            raise  # of targets, or of a layer that does not run
+        raise TypeError(
+            "`layer` must have a tensor, or a tuple of tensors; this one has something "
+            "else, such as a dict: choose a layer inside of it."
+        ) from error
+
+
+def _check_rows(output: Any, rows: int) -> Tensor:
+    """Refuses an output that is no tensor with a row for each example."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"`forward_func` must return a Tensor, got a {type(output).__name__}; give "
+            "captum_unioncam.SelectedOutput(model, key), or your own function that "
+            "returns the tensor to explain."
+        )
+    if output.dim() == 0 or output.shape[0] != rows:
+        raise ValueError(
+            "`forward_func` must return one row for each example: expected a first "
+            f"dimension of {rows} for {rows} examples, got the shape "
+            f"{tuple(output.shape)}; do not reduce over the batch (a model that takes "
+            "one example at a time needs `perturbations_per_eval=1`)."
+        )
+    return output

@@ -1,0 +1,89 @@
+"""Options as fields of a dataclass: one declaration for Python and the command line."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, field
+from typing import Any
+
+from captum_unioncam._checks import check_choice, check_integer, check_number
+from captum_unioncam.errors import ConfigError
+
+DEFAULT_MODEL = "efficientnet_lite0"
+
+
+def option(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: Sequence[str] = (),
+    positional: bool = False,
+    metavar: str | None = None,
+) -> Any:
+    """Declares an option as a field of a dataclass.
+
+    Args:
+        help (str): One line for the command line's help, without the default.
+        default (Any, optional): Its default; an option without one is required.
+        low, high (float, optional): The bounds of a number.
+        choices (Sequence[str], optional): The values of a string.
+        positional (bool, optional): Whether the command takes it without a name.
+        metavar (str, optional): What the help shows for its value.
+    """
+    declared = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "positional": positional,
+        "metavar": metavar,
+    }
+    return field(default=default, metadata=declared)
+
+
+def kind_of(declared: "Field[Any]") -> Any:
+    """Returns the type of a field's value, without None."""
+    if isinstance(declared.type, types.UnionType):
+        return next(k for k in typing.get_args(declared.type) if k is not type(None))
+    return declared.type
+
+
+def check_option(declared: "Field[Any]", value: Any, name: str | None = None) -> None:
+    """Refuses a value that is outside of what the field declares.
+
+    Raises:
+        ValueError or TypeError: Names the option, by ``name`` if it is given.
+    """
+    name, rules = name or declared.name, declared.metadata
+    if value is None and declared.default is None:
+        return
+    if rules["choices"]:
+        check_choice(name, value, rules["choices"])
+    elif kind_of(declared) is int:
+        or_none = declared.default is None
+        check_integer(name, value, rules["low"], rules["high"], or_none=or_none)
+    elif kind_of(declared) is float:
+        check_number(name, value, rules["low"], rules["high"])
+
+
+def check_options(config: Any) -> None:
+    """Refuses a configuration that has a wrong value.
+
+    Raises:
+        ConfigError: Names the field.
+    """
+    for declared in dataclasses.fields(config):
+        try:
+            check_option(declared, getattr(config, declared.name))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{error}") from error
+
+
+def given_options(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the values that are fields of a configuration."""
+    names = [declared.name for declared in dataclasses.fields(config_class)]
+    return {name: values[name] for name in names if name in values}

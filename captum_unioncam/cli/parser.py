@@ -1,0 +1,104 @@
+"""The command line's parser, generated from the dataclasses of the options."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import Field
+from typing import Any, NoReturn
+
+from captum_unioncam import __version__
+from captum_unioncam._options import check_option, kind_of
+from captum_unioncam.cli.options import COMMANDS
+from captum_unioncam.errors import UserError
+
+
+def parse(program: str, arguments: Sequence[str] | None) -> tuple[str, dict[str, Any]]:
+    """Returns the command, and the options that were given.
+
+    Raises:
+        UserError: If the command line is wrong.
+    """
+    given = vars(_parser(program).parse_args(arguments))
+    return given.pop("command"), given
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports bad options like every other user error: in one line, with code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (try {self.prog} --help)")
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=program,
+        description="Class activation maps of image classifiers.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.description,
+            allow_abbrev=False,
+        )
+        for field in dataclasses.fields(command.options):
+            _add_option(subparser, field)
+    return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, field: "Field[Any]") -> None:
+    """Adds the option that a field declares."""
+    rules = field.metadata
+    name = field.name.replace("_", "-")
+    arguments: dict[str, Any] = {"help": _help(field), "default": argparse.SUPPRESS}
+    if field.type is bool:
+        arguments["action"] = "store_true"
+    else:
+        arguments["type"] = _reader(field)
+        arguments["metavar"] = rules["metavar"] or name.upper()
+    if rules["positional"]:
+        parser.add_argument(field.name, nargs="?", **arguments)
+    else:
+        required = field.default is dataclasses.MISSING
+        parser.add_argument(f"--{name}", required=required, **arguments)
+
+
+def _help(field: "Field[Any]") -> str:
+    """Returns the help of an option, with its choices and its default."""
+    text = field.metadata["help"].replace("%", "%%")
+    notes = []
+    if field.metadata["choices"]:
+        notes.append(f"one of {', '.join(field.metadata['choices'])}")
+    if field.default not in (None, False, dataclasses.MISSING):
+        several = isinstance(field.default, tuple)
+        default = ",".join(field.default) if several else field.default
+        notes.append(f"default: {default}")
+    return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _reader(field: "Field[Any]") -> Callable[[str], Any]:
+    """Returns what reads an option's text, and refuses a wrong value."""
+    kind = kind_of(field)
+
+    def read(text: str) -> Any:
+        if kind == tuple[str, ...]:
+            return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+        value: Any = text
+        if kind in (int, float):
+            try:
+                value = kind(text)
+            except ValueError:
+                number = "a whole number" if kind is int else "a number"
+                message = f"must be {number}, got {text!r}"
+                raise argparse.ArgumentTypeError(message) from None
+        try:
+            check_option(field, value, "value")
+        except (TypeError, ValueError) as error:
+            message = f"{error}".removeprefix("`value` ").rstrip(".")
+            raise argparse.ArgumentTypeError(message) from None
+        return value
+
+    return read

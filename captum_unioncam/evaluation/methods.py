@@ -1,0 +1,298 @@
+"""The methods by name: the command, the tests and the README's table read this list."""
+
+import ast
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from captum.attr import LayerAttribution
+from torch.nn import Module
+
+from captum_unioncam import attr
+from captum_unioncam._checks import did_you_mean
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make a map for each example of a batch.
+
+    Attributes:
+        attribution (type[LayerAttribution]): The class; its name is the title, and in
+            lower case the name.
+        paper (str): Authors and year.
+        link (str): Where to read the paper.
+        needs_gradients (bool): Whether the model must be differentiable.
+        forwards (str): Forward passes for each example of a batch of several, in
+            numbers, ``active`` channels (not constant), ``used`` channels (not all
+            zero) and ``positions`` of the layer.
+        deviations (str): How the map deviates from the paper's, in short.
+        ignores (frozenset[str]): Options of the same name as other methods' that mean
+            something else here.
+    """
+
+    attribution: type[LayerAttribution]
+    paper: str
+    link: str
+    needs_gradients: bool
+    forwards: str
+    deviations: str
+    ignores: frozenset[str] = frozenset()
+
+    @property
+    def title(self) -> str:
+        """Name for tables and pictures."""
+        return self.attribution.__name__
+
+    @property
+    def name(self) -> str:
+        """Name for the command and the evaluation."""
+        return self.title.lower()
+
+    def explain(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module | str,
+        options: Mapping[str, Any] | None = None,
+        **offered: Any,
+    ) -> Callable[..., Any]:
+        """Returns ``attribute`` of an instance, with those options that the class has.
+
+        Args:
+            forward_func (Callable or torch.nn.Module): The model.
+            layer (torch.nn.Module or str): The layer, or its dotted name.
+            options (Mapping[str, Any], optional): Options of ``attribute`` for this
+                method. Default: None
+            offered (Any): Options of the constructor and of ``attribute`` for several
+                methods. Those that the class does not have, or gives another meaning,
+                are left out.
+
+        Raises:
+            TypeError: If a ``reshape_transform`` would be left out.
+        """
+        offered = {k: v for k, v in offered.items() if k not in self.ignores}
+        built = _known(self.attribution, offered)
+        if offered.get("reshape_transform") and "reshape_transform" not in built:
+            raise TypeError(
+                f"`reshape_transform`: {self.title} does not take one, and would read "
+                "the layer without it; leave this method out, or add the option."
+            )
+        cam = self.attribution(forward_func, layer, **built)
+        known = _known(self.attribution.attribute, offered)
+        explain: Callable[..., Any] = partial(
+            cam.attribute, **{**known, **(options or {})}
+        )
+        return explain
+
+
+def _known(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options that a function has as keywords."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in names}
+
+
+_ENTRIES = (
+    Method(
+        attr.UnionCAM,
+        paper="Hu et al. 2024",
+        link="https://doi.org/10.3389/fnbot.2024.1490198",
+        needs_gradients=True,
+        forwards="active + 5",
+        deviations="ReLU on both component maps",
+    ),
+    Method(
+        attr.DenoisedGradCAM,
+        paper="Hu et al. 2024 (AMD)",
+        link="https://doi.org/10.3389/fnbot.2024.1490198",
+        needs_gradients=True,
+        forwards="1",
+        deviations="ReLU on the map",
+    ),
+    Method(
+        attr.RegionCAM,
+        paper="Hu et al. 2024 (region map)",
+        link="https://doi.org/10.3389/fnbot.2024.1490198",
+        needs_gradients=False,
+        forwards="active + 2",
+        deviations="ReLU on the map",
+    ),
+    Method(
+        attr.FusionCAM,
+        paper="Dekdegue et al. 2026",
+        link="https://arxiv.org/abs/2603.05386",
+        needs_gradients=True,
+        forwards="active + 5",
+        deviations="negative contributions count as 0; fused at the layer's size",
+    ),
+    Method(
+        attr.GradCAM,
+        paper="Selvaraju et al. 2017",
+        link="https://arxiv.org/abs/1610.02391",
+        needs_gradients=True,
+        forwards="1",
+        deviations="none; Captum's LayerGradCam with relu_attributions=True",
+    ),
+    Method(
+        attr.GradCAMPlusPlus,
+        paper="Chattopadhay et al. 2018",
+        link="https://arxiv.org/abs/1710.11063",
+        needs_gradients=True,
+        forwards="1",
+        deviations="without the factor exp(score)",
+    ),
+    Method(
+        attr.XGradCAM,
+        paper="Fu et al. 2020",
+        link="https://arxiv.org/abs/2008.02312",
+        needs_gradients=True,
+        forwards="1",
+        deviations="none",
+    ),
+    Method(
+        attr.HiResCAM,
+        paper="Draelos and Carin 2020",
+        link="https://arxiv.org/abs/2011.08891",
+        needs_gradients=True,
+        forwards="1",
+        deviations="ReLU on the map",
+    ),
+    Method(
+        attr.LayerCAM,
+        paper="Jiang et al. 2021",
+        link="https://doi.org/10.1109/TIP.2021.3089943",
+        needs_gradients=True,
+        forwards="1",
+        deviations="one layer, without the tanh for fusing several",
+    ),
+    Method(
+        attr.ScoreCAM,
+        paper="Wang et al. 2020",
+        link="https://arxiv.org/abs/1910.01279",
+        needs_gradients=False,
+        forwards="active + 2",
+        deviations="none",
+    ),
+    Method(
+        attr.SSCAM,
+        paper="Wang et al. 2020 (smoothed)",
+        link="https://arxiv.org/abs/2006.14255",
+        needs_gradients=False,
+        forwards="35 * active + 2",
+        deviations="all channels share the noise",
+    ),
+    Method(
+        attr.ISCAM,
+        paper="Naidu et al. 2020",
+        link="https://arxiv.org/abs/2010.03023",
+        needs_gradients=False,
+        forwards="10 * active + 2",
+        deviations="steps i/n of the mask, not their sum",
+    ),
+    Method(
+        attr.GroupCAM,
+        paper="Zhang et al. 2021",
+        link="https://arxiv.org/abs/2103.13859",
+        needs_gradients=True,
+        forwards="32 + 2",
+        deviations="groups of nearly equal size",
+        ignores=frozenset({"baselines"}),  # its default is the blurred input
+    ),
+    Method(
+        attr.AblationCAM,
+        paper="Desai and Ramaswamy 2020",
+        link="https://doi.org/10.1109/WACV45572.2020.9093360",
+        needs_gradients=False,
+        forwards="used + 2",
+        deviations="confidence for the raw output, divided by its size",
+    ),
+    Method(
+        attr.ReciproCAM,
+        paper="Byun and Lee 2022",
+        link="https://arxiv.org/abs/2209.14074",
+        needs_gradients=False,
+        forwards="positions + 2",
+        deviations="none",
+    ),
+)
+
+METHODS: dict[str, Method] = {entry.name: entry for entry in _ENTRIES}
+
+
+# They change more than the map.
+NOT_IN_LABELS = ("return_details", "show_progress")
+
+
+def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
+    """Returns the method of a label such as unioncam:theta=30, and its options.
+
+    Raises:
+        ValueError: If there is no such method, or the method has no such option.
+    """
+    name, *pairs = label.split(":")
+    if name not in METHODS:
+        raise ValueError(
+            f"there is no method {name!r}{did_you_mean(name, METHODS)}; known are "
+            f"{', '.join(METHODS)}"
+        )
+    method = METHODS[name]
+    parameters = list(inspect.signature(method.attribution.attribute).parameters)[5:]
+    known = [name for name in parameters if name not in NOT_IN_LABELS]
+    options = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        try:
+            options[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise ValueError(
+                f"{label!r}: the value of {key!r} must be a number, True, False or "
+                f"None, got {text!r}"
+            ) from None
+        if key not in known:
+            raise ValueError(
+                f"{label!r}: {name} has no option {key!r}{did_you_mean(key, known)}; "
+                f"it has {', '.join(known)}"
+            )
+    return method, options
+
+
+def parse_methods(labels: Sequence[str]) -> dict[str, tuple[Method, dict[str, Any]]]:
+    """Returns the methods and their options by label; ``all`` stands for every name.
+
+    Raises:
+        ValueError: As :func:`parse_method`.
+    """
+    every: list[str] = []
+    for label in labels:
+        every += METHODS if label == "all" else [label]
+    return {label: parse_method(label) for label in dict.fromkeys(every)}
+
+
+def methods_table() -> str:
+    """Returns all methods as a table in Markdown, the README's."""
+    header = (
+        "name",
+        "class",
+        "paper",
+        "gradients",
+        "forward passes",
+        "deviations from the paper",
+    )
+    rows = (
+        (
+            f"`{name}`",
+            f"`{method.title}`",
+            f"[{method.paper}]({method.link})",
+            "yes" if method.needs_gradients else "no",
+            method.forwards.replace("*", "x"),
+            method.deviations,
+        )
+        for name, method in METHODS.items()
+    )
+    return markdown_table(header, rows)
+
+
+def markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Returns a table in GitHub's Markdown."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

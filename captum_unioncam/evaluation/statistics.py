@@ -1,0 +1,156 @@
+"""What the rows of an evaluation say: means, standard errors and failures.
+
+Pure functions of rows; a value that is undefined (None, NaN or infinite) is counted
+apart.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from captum_unioncam.evaluation.storage import Row
+
+# Of every row, beside its metrics.
+COST = ("seconds", "forwards")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over images, and how far it can be trusted.
+
+    Attributes:
+        mean (float or None): Mean of the finite values; None if there are none.
+        n (int): Number of finite values.
+        standard_error (float or None): Sample standard deviation (of n - 1 degrees of
+            freedom) over the root of n; None if n < 2.
+        nan (int): Number of values that are undefined: None, NaN or infinite.
+    """
+
+    mean: float | None
+    n: int
+    standard_error: float | None
+    nan: int
+
+
+Summary = Mapping[str, Mapping[str, Estimate]]
+
+
+def estimate(values: Iterable[float | None]) -> Estimate:
+    """Returns the mean of values and its standard error, the same in any order.
+
+    Args:
+        values (Iterable[float or None]): None, NaN and infinities are counted apart.
+
+    Examples::
+        >>> estimate([1.0, 3.0, None])
+        Estimate(mean=2.0, n=2, standard_error=1.0, nan=1)
+    """
+    values = list(values)
+    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
+    n = len(finite)
+    mean = math.fsum(finite) / n if n else None
+    error = None
+    if mean is not None and n > 1:
+        variance = math.fsum((value - mean) ** 2 for value in finite) / (n - 1)
+        error = math.sqrt(variance / n)
+    return Estimate(mean, n, error, len(values) - n)
+
+
+def summarize(
+    rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]
+) -> dict[str, dict[str, Estimate]]:
+    """Returns the mean of each metric, and of the cost, for each method.
+
+    Args:
+        rows (Sequence[Row]): The runner's rows; those with an error are left out.
+        methods (Sequence[str]): Labels of the methods, in the order of the report.
+        metrics (Sequence[str]): Names of the metrics, in the order of the report.
+
+    Returns:
+        *dict* of an :class:`Estimate` for each method and each of ``metrics``,
+        "seconds" and "forwards". A metric that a row lacks counts as NaN.
+
+    Raises:
+        ValueError: If a row is of a method that is not in ``methods``.
+
+    Examples::
+        >>> row = {"method": "unioncam", "metrics": {"drop": 10.0}, "seconds": 0.5}
+        >>> summarize([row], ["unioncam"], ["drop"])["unioncam"]["drop"]
+        Estimate(mean=10.0, n=1, standard_error=None, nan=0)
+    """
+    summary = {}
+    for method, done in _by_method(rows, methods).items():
+        summary[method] = {
+            name: estimate(row["metrics"].get(name) for row in done) for name in metrics
+        } | {name: estimate(row.get(name) for row in done) for name in COST}
+    return summary
+
+
+def mean_curves(
+    rows: Sequence[Row], methods: Sequence[str]
+) -> dict[str, dict[str, list[Estimate]]]:
+    """Returns the mean curve of each kind and method, a point an :class:`Estimate`.
+
+    Args:
+        rows (Sequence[Row]): The runner's rows; those without a curve are left out.
+        methods (Sequence[str]): Labels of the methods, in the order of the report.
+
+    Returns:
+        *dict* of the points for each kind, such as "insertion", and each method that
+        has such curves.
+
+    Raises:
+        ValueError: If curves of one kind and method differ in length, or a row is of a
+            method that is not in ``methods``.
+    """
+    kinds: dict[str, dict[str, list[Estimate]]] = {}
+    for method, done in _by_method(rows, methods).items():
+        curves: dict[str, list[list[float | None]]] = {}
+        for row in done:
+            for kind, curve in (row.get("curves") or {}).items():
+                if curve:
+                    curves.setdefault(kind, []).append(curve)
+        for kind, values in curves.items():
+            lengths = sorted({len(curve) for curve in values})
+            if len(lengths) > 1:
+                raise ValueError(
+                    f"the {kind} curves of {method} must all have the same number of "
+                    f"points, got {lengths}."
+                )
+            points = [estimate(point) for point in zip(*values, strict=True)]
+            kinds.setdefault(kind, {})[method] = points
+    return kinds
+
+
+def list_failures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns the failures: their count, the count of each reason, and all of them.
+
+    The reason is the error up to its details in parentheses.
+    """
+    failed = [row for row in rows if "error" in row]
+    reasons = Counter(row["error"].split(" (", 1)[0] for row in failed)
+    return {
+        "count": len(failed),
+        "by_reason": dict(reasons.most_common()),
+        "list": [
+            {name: row.get(name) for name in ("id", "method", "error")}
+            for row in failed
+        ],
+    }
+
+
+def _by_method(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, list[Row]]:
+    """Returns the rows without an error of each method."""
+    groups: dict[str, list[Row]] = {method: [] for method in methods}
+    for row in rows:
+        if "error" in row:
+            continue
+        if row["method"] not in groups:
+            raise ValueError(
+                f"`rows` must be of the methods {list(methods)}, got one of "
+                f"{row['method']!r}; report it too, or leave its rows out."
+            )
+        groups[row["method"]].append(row)
+    return groups

@@ -1,0 +1,41 @@
+"""Fixtures of the tests that every method must pass."""
+
+import inspect
+
+import pytest
+import torch
+from contract.shared import CLASSES, make_images, make_net, methods_with
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_samples():
+    """Methods that score each mask many times do so three times by default."""
+    with pytest.MonkeyPatch.context() as patch:
+        for method in methods_with("num_samples"):
+            defaults = inspect.unwrap(method.attribute).__kwdefaults__
+            patch.setitem(defaults, "num_samples", 3)
+        yield
+
+
+@pytest.fixture
+def net():
+    """A net whose layer is ``relu``, (N, CLASSES)."""
+    return make_net()
+
+
+@pytest.fixture
+def images():
+    """Images for the net, (N, 3, 9, 8)."""
+    return make_images()
+
+
+@pytest.fixture
+def gain():
+    """An argument of an ArgsNet with a number for each example, (N,)."""
+    return torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
+
+
+@pytest.fixture
+def class_weights():
+    """An argument of an ArgsNet with a number for each class, (CLASSES,)."""
+    return torch.linspace(0.5, 2, CLASSES, dtype=torch.float64)

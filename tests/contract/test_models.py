@@ -1,0 +1,230 @@
+"""Models and layers of many kinds: frozen, parallel, repeated, with any outputs."""
+
+import pytest
+import torch
+from contract.shared import (
+    CLASSES,
+    CONTRACT_MARKS,
+    EXAMPLES,
+    GRADIENT,
+    LAYER_SIZE,
+    PERTURBING,
+    SCALED,
+    TARGETS,
+    Call,
+    assert_same_maps,
+    degenerate_maps_allowed,
+    every_method,
+    make_images,
+    make_net,
+    one_by_one,
+    output_and_input,
+    seeded,
+)
+from torch import nn
+
+pytestmark = CONTRACT_MARKS
+
+
+# Kinds of models
+
+
+@every_method
+def test_frozen_models_give_the_same_map(method, net, images):
+    expected = method(net, net.relu).attribute(images, target=1)
+    net.requires_grad_(False)
+    assert torch.equal(method(net, net.relu).attribute(images, target=1), expected)
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+@every_method
+@pytest.mark.parametrize("form", ["module", "forward", "no devices"])
+def test_data_parallel_on_the_cpu_changes_nothing(
+    method, net, images, form, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    parallel = nn.DataParallel(net)
+    assert parallel.device_ids == []
+    cam = {
+        "module": lambda: method(parallel, net.relu),
+        "forward": lambda: method(parallel.forward, net.relu, parallel.device_ids),
+        "no devices": lambda: method(net, net.relu, device_ids=[]),
+    }[form]()
+    expected = method(net, net.relu).attribute(images, target=TARGETS)
+    assert torch.equal(cam.attribute(images, target=TARGETS), expected)
+
+
+# Outputs
+
+
+@every_method
+def test_outputs_without_examples_are_refused(method, net, images):
+    with pytest.raises((IndexError, ValueError), match="0-dim|one row for each"):
+        method(lambda x: net(x).sum(), net.relu).attribute(images)
+
+
+@pytest.mark.parametrize("method", [m for m in PERTURBING if m not in GRADIENT])
+def test_models_that_return_futures_work_where_captums_do(method, net, images):
+    def model(x):
+        future = torch.futures.Future()
+        future.set_result(net(x))
+        return future
+
+    maps = method(model, net.relu).attribute(images, target=1)
+    assert torch.equal(maps, method(net, net.relu).attribute(images, target=1))
+
+
+@every_method
+def test_examples_of_logits_and_of_probabilities_may_share_a_batch(method, net, images):
+    def model(x, is_probability):
+        output = net(x)
+        return torch.where(is_probability, output.softmax(1), output)
+
+    kinds = torch.tensor([[True], [False], [True]])
+    cam = method(model, net.relu)
+    maps = cam.attribute(images, TARGETS, kinds)
+    assert_same_maps(maps, one_by_one(cam, images, TARGETS, kinds))
+
+
+@every_method
+@pytest.mark.parametrize("scale", [1e-8, 1e4, -1e4])
+@pytest.mark.parametrize("outputs", [1, CLASSES])
+def test_scores_of_any_size_give_finite_maps(method, images, scale, outputs):
+    net = make_net(outputs=outputs, head=Call(lambda x: x * scale)).float()
+    with degenerate_maps_allowed():
+        maps = method(net, net.relu).attribute(images.float(), target=0)
+    assert maps.isfinite().all()
+    if method in SCALED:
+        assert maps.min() >= 0
+        assert maps.max() <= 1
+
+
+# Layers
+
+
+@every_method
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_layer_that_the_output_does_not_depend_on_is_no_error(method, images, frozen):
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.aside = make_net(), seeded(lambda: nn.Conv2d(3, 2, 3))
+
+        def forward(self, x):
+            self.aside(x)
+            return self.net(x)
+
+    model = Aside().requires_grad_(not frozen)
+    with degenerate_maps_allowed():
+        maps = method(model, model.aside).attribute(images, target=1)
+    assert maps.shape == (EXAMPLES, 1, 7, 6)
+    assert maps.isfinite().all()
+
+
+@every_method
+def test_layers_that_the_model_never_runs_raise_captums_error(method, net, images):
+    with pytest.raises(AssertionError, match="Forward hook did not obtain any outputs"):
+        method(net, nn.ReLU()).attribute(images, target=1)
+
+
+@every_method
+@pytest.mark.parametrize("layer, previous", [("relu", "conv"), ("tanh", "conv2")])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_layers_input_is_the_previous_layers_output(
+    method, images, layer, previous, in_place
+):
+    net = make_net(in_place=in_place)
+    maps = method(net, net.get_submodule(layer)).attribute(
+        images, 1, attribute_to_layer_input=True
+    )
+    expected = method(net, net.get_submodule(previous)).attribute(images, 1)
+    assert_same_maps(maps, expected)
+
+
+@every_method
+def test_a_layer_called_with_keywords_works(method, images):
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = make_net()
+
+        def forward(self, x):
+            x = self.net.relu(self.net.conv(input=x))
+            return self.net[2:](x)
+
+    model, net = Keywords(), make_net()
+    maps = method(model, model.net.conv).attribute(images, target=1)
+    expected = method(net, net.conv).attribute(images, target=1)
+    assert_same_maps(maps, expected)
+
+
+# Layers that run several times
+
+
+class Repeated(nn.Module):
+    """Runs a module before the layer of a net, on maps of its size or on images.
+
+    The module is the layer itself if it is ``shared``.
+    """
+
+    def __init__(self, runs, shared, on_images, middle=None):
+        super().__init__()
+        self.net = make_net(after_layer=middle)
+        self.relu = self.net.relu
+        self.early = [self.relu if shared else nn.ReLU() for _ in range(runs)]
+        self.on_images = on_images
+
+    def forward(self, x):
+        if self.on_images:
+            for relu in self.early:
+                x = x + 0.5 * relu(x - 0.5)
+        x = self.net.conv(x)
+        if not self.on_images:
+            for relu in self.early:
+                x = 1.2 * relu(x) - 0.1
+        return self.net[1:](x)
+
+
+def repeated_and_apart(runs, on_images=False, middle=None):
+    """Returns a model whose layer runs early too, and one with other early modules."""
+    return (Repeated(runs, shared, on_images, middle) for shared in (True, False))
+
+
+@every_method
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("on_images", [False, True])
+@output_and_input
+def test_the_last_run_of_a_layer_counts(
+    method, runs, on_images, attribute_to_layer_input
+):
+    options = {"attribute_to_layer_input": attribute_to_layer_input}
+    # One example goes twice through the pass in which the runs are counted.
+    for examples in (1, EXAMPLES):
+        images = make_images(examples)
+        shared, apart = repeated_and_apart(runs, on_images)
+        maps = method(shared, shared.relu).attribute(images, 1, **options)
+        expected = method(apart, apart.relu).attribute(images, 1, **options)
+        assert maps.shape == (examples, 1, *LAYER_SIZE[:2])
+        assert_same_maps(maps, expected)
+
+
+@every_method
+def test_the_last_run_counts_in_data_parallel_models_too(method, images, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    shared, apart = repeated_and_apart(runs=2)
+    maps = method(nn.DataParallel(shared), shared.relu).attribute(images, 1)
+    expected = method(apart, apart.relu).attribute(images, 1)
+    assert_same_maps(maps, expected)
+
+
+@every_method
+def test_the_last_run_counts_where_a_model_views_its_activations(method, images):
+    """A view of channels_last activations fails, and the scorers start anew."""
+    view = Call(lambda x: x.view(len(x), -1).view(x.shape))
+    shared, apart = repeated_and_apart(runs=1, middle=view)
+    maps = method(shared, shared.relu).attribute(images, 1)
+    expected = method(apart, apart.relu).attribute(images, 1)
+    assert_same_maps(maps, expected)
+    _, without_view = repeated_and_apart(runs=1)
+    expected = method(without_view, without_view.relu).attribute(images, 1)
+    assert_same_maps(maps, expected)

@@ -1,0 +1,139 @@
+"""The Markdown and the HTML of a report: the same sections, and nothing is markup."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+from reports import PNG, context, failure, row, tables, written
+
+from captum_unioncam.evaluation.document import (
+    Column,
+    Picture,
+    Section,
+    Table,
+    html,
+    markdown,
+)
+from captum_unioncam.evaluation.sections import (
+    DROP_INCREASE,
+    GalleryItem,
+    _column,
+    _means,
+)
+from captum_unioncam.evaluation.statistics import summarize
+
+EVIL = "<script>alert(1)</script>|_x_.jpg"
+
+
+class Balance(HTMLParser):
+    """Checks that tags close in turn, and collects the tags and the text."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text = [], set(), ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_markdown_says_mean_error_n_and_nan():
+    rows = [
+        row(0, "a", drop=10.0, increase=0.0),
+        row(1, "a", drop=20.0, increase=None),
+        row(0, "b", drop=30.0, increase=None),
+    ]
+    summary = summarize(rows, ["a", "b"], ["drop", "increase"])
+    columns = {name: _column(name) for name in DROP_INCREASE}
+    text = markdown([Section("Means", tables=(_means(summary, columns),))])
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines == [
+        "| method | average drop, % (lower is better) "
+        "| average increase, % (higher is better) |",
+        "| --- | ---: | ---: |",
+        "| a | **15.00 ± 5.00 (2)** | 0.00 (1, 1 NaN) |",
+        "| b | 30.00 (1) | n/a (1 NaN) |",
+    ]
+
+
+def test_nothing_of_the_users_is_taken_for_markup(tmp_path):
+    rows = [
+        row(0, EVIL, drop=1.0),
+        failure(1, f"bad {EVIL}\nin two lines") | {"id": EVIL},
+    ]
+    asked = context([EVIL], command=EVIL, hardware=EVIL, config={EVIL: EVIL})
+    gallery = {EVIL: [GalleryItem(EVIL, EVIL, 1.0, PNG)]}
+    texts = written(tmp_path, rows, asked, gallery)
+    page = Balance()
+    page.feed(texts["report.html"])
+    assert not page.open and "script" not in page.tags
+    assert page.text.count(EVIL) >= 9
+    lines = texts["report.md"].splitlines()
+    shown = [line for line in lines if not line.startswith("    ")]  # it is code
+    assert not any("<script>" in line for line in shown)
+    escaped = r"&lt;script&gt;alert(1)&lt;/script&gt;\|\_x\_.jpg"
+    assert f"| {escaped} | 1.00 (1) | n/a (1 NaN) |" in lines
+    assert f"| {escaped} | (the image itself) | bad {escaped} in two lines |" in lines
+    assert f"![{escaped}: {escaped} (1)](gallery-001.png)" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("two_words_.jpg", r"two_words\_.jpg"),
+        ("*bold* ~gone~ `code`", r"\*bold\* \~gone\~ \`code\`"),
+        ("![x](http://a.b)", r"!\[x\](http://a.b)"),
+        (r"a\b $x$ # b", r"a\\b \$x\$ \# b"),
+        ("a & <b> \"c\" 'd'", "a &amp; &lt;b&gt; \"c\" 'd'"),
+        ("one\r\n\n## two\tthree", r"one \#\# two three"),
+        ("{{ 7 * 7 }} {% raw %}", r"{{ 7 \* 7 }} {% raw %}"),
+    ],
+)
+def test_a_name_is_shown_as_it_is(name, shown):
+    sections = [Section(name, tables=(Table(("image",), [(name,)]),))]
+    text = markdown(sections)
+    assert f"\n## {shown}\n" in text and f"\n| {shown} |\n" in text
+    page = Balance()
+    page.feed(html(sections))
+    assert not page.open and not {"b", "x"} & page.tags
+    # The parser has undone the escaping.
+    assert page.text.replace("\r\n", "\n").count(name.replace("\r\n", "\n")) == 2
+
+
+def test_code_is_verbatim_in_markdown_and_escaped_in_html():
+    sections = [Section("Run", code="a --b '*|<x>'\nc_")]
+    assert "\n    a --b '*|<x>'\n    c_\n" in markdown(sections)
+    page = Balance()
+    page.feed(html(sections))
+    assert "a --b '*|<x>'\nc_" in page.text and "x" not in page.tags
+
+
+def test_both_renderings_have_every_part_of_a_section():
+    table = Table(("name", "value"), [("a", "1"), ("b", "2")], bold=frozenset({(1, 1)}))
+    picture = Picture("plot.png", "What it shows", PNG)
+    sections = [Section("Title", "Some text.", "run me", (table, table), (picture,))]
+    text, page = markdown(sections), html(sections)
+    assert [cells[0] for cells in tables(text, "Title")[1]] == ["name", "a", "b"]
+    assert text.count("**2**") == page.count("<b>2</b>") == 2
+    assert "![What it shows](plot.png)" in text
+    assert f"data:image/png;base64,{base64.b64encode(PNG).decode()}" in page
+    for part in ("Title", "Some text.", "run me", "What it shows"):
+        assert part in text and part in page
+
+
+def test_an_empty_section_is_its_title():
+    assert re.search("\n## Alone\n\n", markdown([Section("Alone")]))
+    assert "<h2>Alone</h2>" in html([Section("Alone")])
+
+
+def test_a_heading_says_which_values_are_better():
+    assert Column("drop", "lower").heading == "drop (lower is better)"
+    assert Column("seconds").heading == "seconds"

@@ -1,0 +1,111 @@
+"""The sections of a report: which tables there are, and what is in them."""
+
+import json
+
+import pytest
+from reports import context, failure, row, tables, written
+
+from captum_unioncam.evaluation import sections
+from captum_unioncam.evaluation.metrics import Metric
+
+
+@pytest.mark.parametrize(
+    ("means", "better", "expected"),
+    [
+        ([1.0, 3.0, None], "lower", [0]),
+        ([1.0, 3.0, 3.0], "higher", [1, 2]),
+        ([1.0, 3.0], None, []),
+        ([1.0, None], "lower", []),
+        ([], "lower", []),
+    ],
+)
+def test_the_best_of_several_is_bold(means, better, expected):
+    assert sections._best(means, better) == expected
+
+
+def test_every_metric_has_its_table(tmp_path, monkeypatch):
+    share = Metric(
+        "share of hits, %", len, "hits", "Someone 2020", "higher", lambda m: m.maps
+    )
+    monkeypatch.setattr(sections, "METRICS", dict(sections.METRICS, hits=share))
+    names = ["a", "insertion", "drop", "hits", "b", "c", "d"]
+    values = {name: i / 10 for i, name in enumerate(names)}
+    text = written(tmp_path, [row(0, **values)], context(metrics=names))["report.md"]
+    (drop,) = tables(text, "Average drop and increase")
+    assert drop == [
+        ["method", "average drop, % (lower is better)"],
+        ["unioncam", "0.20 (1)"],
+    ]
+    (insertion,) = tables(text, "Insertion and deletion")
+    assert insertion[1] == ["unioncam", "0.1000 (1)"]
+    four, one = tables(text, "Further metrics")
+    assert four == [
+        ["method", "a", "share of hits, % (higher is better)", "b", "c"],
+        ["unioncam", "0.0000 (1)", "0.30 (1)", "0.4000 (1)", "0.5000 (1)"],
+    ]
+    assert one == [["method", "d"], ["unioncam", "0.6000 (1)"]]
+    (cost,) = tables(text, "Cost")
+    assert cost[1] == ["unioncam", "0.500 (1)", "7.0 (1)"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (
+            [
+                "unioncam:theta=30",
+                "unioncam",
+                "gradcam",
+                "unioncam:theta=5",
+                "regioncam",
+                "unioncam:select=False",
+                "unioncam:theta=x",
+                "denoisedgradcam",
+            ],
+            [
+                ["AMD alone", "denoisedgradcam"],
+                ["region map alone", "regioncam"],
+                ["AMU, without selection", "unioncam:select=False"],
+                ["UnionCAM", "unioncam"],
+                ["UnionCAM, theta 5", "unioncam:theta=5"],
+                ["UnionCAM, theta 30", "unioncam:theta=30"],
+            ],
+        ),
+        (
+            ["unioncam", "regioncam"],
+            [["region map alone", "regioncam"], ["UnionCAM", "unioncam"]],
+        ),
+        (["unioncam", "gradcam"], None),  # nothing to compare it with
+        (["scorecam", "gradcam"], None),
+    ],
+)
+def test_the_ablation_is_in_the_papers_order(tmp_path, labels, expected):
+    rows = [row(0, label, drop=float(i)) for i, label in enumerate(labels)]
+    text = written(tmp_path, rows, context(labels))["report.md"]
+    assert ("## Ablation" in text) == (expected is not None)
+    if expected:
+        (table,) = tables(text, "Ablation")
+        assert [cells[:2] for cells in table[1:]] == expected
+        drops = {cells[1]: cells[2].strip("*") for cells in table[1:]}
+        assert drops["regioncam"] == f"{labels.index('regioncam')}.00 (1)"
+
+
+def test_an_ablation_needs_a_metric_of_the_paper(tmp_path):
+    asked = context(["unioncam", "regioncam"], ["own"])
+    assert "Ablation" not in written(tmp_path, [], asked)["report.md"]
+
+
+def test_without_curves_or_bars_there_is_no_plot(tmp_path):
+    rows = [row(0, insertion=0.5)]
+    texts = written(tmp_path, rows, context(metrics=["insertion"]))
+    assert "png" not in texts["report.md"] and not list(tmp_path.glob("*.png"))
+    assert tables(texts["report.md"], "Insertion and deletion")
+
+
+def test_many_failures_are_counted_and_not_all_shown(tmp_path):
+    rows = [failure(i, "broken") for i in range(sections.MOST_FAILURES_SHOWN + 5)]
+    texts = written(tmp_path, rows, context())
+    _, listed = tables(texts["report.md"], "Failures")
+    assert len(listed) == 1 + sections.MOST_FAILURES_SHOWN
+    assert "5 more are in results.csv" in texts["report.md"]
+    assert len(json.loads(texts["report.json"])["failures"]["list"]) == len(rows)
