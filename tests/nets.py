@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from captum.attr import LayerAttribution
 from torch import Tensor, nn
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -119,6 +120,49 @@ class Unused(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         self.layer(image)
         return self.head(image.mean((2, 3)))
+
+
+class ThreeInputs(nn.Module):
+    """Two images, of which the layer sees the first, and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(2, 6, 3, stride=2)
+        self.other = nn.Conv2d(1, 6, 3)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, first: Tensor, second: Tensor, vector: Tensor) -> Tensor:
+        maps = [torch.tanh(self.layer(first)), torch.tanh(self.other(second))]
+        pooled = [m.flatten(2).square().sum(2) for m in maps]
+        return self.head(torch.cat([*pooled, vector], 1))
+
+
+class ManyChannels(nn.Module):
+    """A layer of 70 channels, of which every one shows that the image is bright."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(2, 70, 3, stride=2), nn.Sigmoid())
+        self.head = nn.Linear(70 * 9, 3)
+        self.layer[0].weight.data.abs_()
+        self.head.weight.data.abs_()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.layer(image)).flatten(1))
+
+
+class Fixed(LayerAttribution):
+    """A part of a CAM that returns the same map for every example."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__(None, nn.Identity())
+        self.values = values
+
+    def attribute(
+        self, inputs, target=None, additional_forward_args=None, **kwargs
+    ) -> Tensor:
+        values = torch.tensor(self.values, dtype=torch.float64)
+        return values.expand(len(inputs), 1, -1)
 
 
 class Counted:

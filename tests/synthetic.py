@@ -1,4 +1,4 @@
-"""Maps of small nets trained on made data whose answer is known. Not a test itself.
+"""Maps of small nets trained on data whose answer is known. Not a test itself.
 
     python tests/synthetic.py
 
@@ -58,29 +58,29 @@ SHORT = ("unioncam", "denoisedgradcam", "regioncam", "gradcam", "layercam", "sco
 PATTERN = "the pattern itself, at the layer's size"
 UNTRAINED = "`unioncam` of the net before training"
 ANOTHER = "`unioncam` of another example"
-FLAT = "the same everywhere"
-REFERENCES = (PATTERN, UNTRAINED, ANOTHER, FLAT)
+CONSTANT = "the same everywhere"
+REFERENCES = (PATTERN, UNTRAINED, ANOTHER, CONSTANT)
 
 
 @dataclass(frozen=True)
-class Planted:
-    """Examples, (N, C, *size), their classes, (N,), and patterns, (N, 1, *size)."""
+class Examples:
+    """Inputs, (N, C, *size), their classes, (N,), and patterns, (N, 1, *size)."""
 
     inputs: Tensor
     targets: Tensor
     masks: Tensor
 
-    def __getitem__(self, index: object) -> "Planted":
-        return Planted(self.inputs[index], self.targets[index], self.masks[index])
+    def __getitem__(self, index: object) -> "Examples":
+        return Examples(self.inputs[index], self.targets[index], self.masks[index])
 
 
-def make(rank: int, count: int, seed: int) -> Planted:
+def make(rank: int, count: int, seed: int) -> Examples:
     """Returns examples of all classes in equal numbers, or nearly."""
     draw = torch.Generator().manual_seed(seed)
     targets = torch.arange(count) % CLASSES
     one = _cardiogram if rank == 1 else _scene
     inputs, masks = zip(*(one(rank, int(kind), draw) for kind in targets), strict=True)
-    return Planted(torch.stack(inputs), targets, torch.stack(masks))
+    return Examples(torch.stack(inputs), targets, torch.stack(masks))
 
 
 def _between(low: float, high: float, draw: torch.Generator) -> float:
@@ -211,9 +211,9 @@ class Trial:
 
     net: Net
     untrained: Net
-    data: Planted
+    data: Examples
 
-    def correct(self, count: int) -> Planted:
+    def correct(self, count: int) -> Examples:
         """Returns the first examples that get their class."""
         right = is_correct(self.net, self.data.inputs, self.data.targets)
         return self.data[right.nonzero()[:count, 0]]
@@ -224,7 +224,7 @@ def try_out(rank: int, seed: int) -> Trial:
     return Trial(train(rank, seed), build(rank, seed), make(rank, 300, 2 * seed + 1))
 
 
-def explain(net: Net, where: str, data: Planted, name: str) -> Tensor:
+def explain(net: Net, where: str, data: Examples, name: str) -> Tensor:
     """Returns a method's maps for the classes of the examples, (N, 1, *layer_size)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # SS-CAM draws noise
@@ -233,7 +233,7 @@ def explain(net: Net, where: str, data: Planted, name: str) -> Tensor:
 
 
 def maps_of_all(
-    trial: Trial, where: str, data: Planted, names: Iterable[str]
+    trial: Trial, where: str, data: Examples, names: Iterable[str]
 ) -> dict[str, Tensor]:
     """Returns the maps of methods, and what to compare them with."""
     maps = {f"`{name}`": explain(trial.net, where, data, name) for name in names}
@@ -243,7 +243,7 @@ def maps_of_all(
         PATTERN: pattern,
         UNTRAINED: explain(trial.untrained, where, data, "unioncam"),
         ANOTHER: union.roll(1, 0),
-        FLAT: torch.ones_like(union),
+        CONSTANT: torch.ones_like(union),
     }
 
 

@@ -167,7 +167,7 @@ def test_embedding_networks_of_torchvision(name):
 def test_embedding_networks_of_features(name):
     net = models.get_model(name, weights=None).eval()
     net.classifier = nn.Identity()
-    # SqueezeNet pools after the classifier, which puts out the same tensor then.
+    # SqueezeNet pools after the classifier, which then returns the same tensor.
     same = {"features"} | ({"classifier"} if name == "squeezenet1_1" else set())
     assert name_of(net, images(side=64)) in same
 

@@ -37,7 +37,7 @@ def test_masks_match_the_reference_at_every_rank(shape, grow):
         np.testing.assert_allclose(masks[n, k], to_mask(array, size), atol=1e-12)
 
 
-def test_a_flat_map_gives_the_zero_mask_however_resizing_rounds():
+def test_a_constant_map_gives_the_zero_mask_however_resizing_rounds():
     maps = torch.full((1, 1, 3, 3), 0.1)
     assert not _maps.to_mask(maps, (7, 7)).any()
     assert not _maps.scale_as_mask(maps, (7, 7)).any()

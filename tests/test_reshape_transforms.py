@@ -136,7 +136,7 @@ def test_padding_is_no_move_even_where_the_layer_is_zero(name):
     """Positions that are padded by zeros look like the first entry, if that is zero."""
     net = Net(ChannelsLast)
     with torch.no_grad():
-        net.second.bias[0] = -100  # a channel that is dead
+        net.second.bias[0] = -100  # a channel that is constant
 
     def padded(maps):
         return nn.functional.pad(swin_reshape(maps), (0, 1, 0, 0))

@@ -1,4 +1,4 @@
-"""Whether maps find a pattern that was synthetic: signals, pictures and volumes.
+"""Whether maps find the pattern of synthetic signals, pictures and volumes.
 
 The nets are trained here, in seconds. The bounds are far from what was measured with
 several seeds, since training rounds differently elsewhere; `python tests/synthetic.py`
@@ -6,8 +6,8 @@ prints the figures. A map that is the same everywhere has the share of the patte
 the example: an eighth of a signal, and a sixteenth of a picture or a volume.
 """
 
-import synthetic
 import pytest
+import synthetic
 import torch
 
 from captum_unioncam.evaluation.methods import METHODS
@@ -15,9 +15,11 @@ from captum_unioncam.metrics import energy_pointing_game, pointing_game
 
 RANKS = [1, 2, 3]
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
-def trials():
+def trials(one_thread):
     """A trained net of each rank, and 60 examples that get their class."""
     found = {}
     for rank in RANKS:

@@ -79,7 +79,9 @@ def test_panels_draws_the_image_and_each_map_as_its_mask():
 
 @pytest.mark.parametrize("value", [0.0, 5.0, torch.nan])
 def test_a_map_with_nothing_to_show_shows_the_image(value):
-    figure = panels(torch.rand(1, 3, 8, 8), {"flat": torch.full((1, 1, 2, 2), value)})
+    figure = panels(
+        torch.rand(1, 3, 8, 8), {"constant": torch.full((1, 1, 2, 2), value)}
+    )
     assert len(drawn(figure.axes[1])) == 1
 
 

@@ -4,15 +4,12 @@ import dataclasses
 import json
 
 import pytest
-from PIL import Image
 from runs import config
 
 from captum_unioncam.cli import evaluate as command
 from captum_unioncam.cli import main
 from captum_unioncam.errors import ConfigError
 from captum_unioncam.evaluation.config import EvaluationConfig
-from captum_unioncam.evaluation.data import unit_range
-from captum_unioncam.evaluation.methods import METHODS
 from captum_unioncam.evaluation.runner import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,21 +65,6 @@ def test_the_papers_protocol_is_a_preset(images, tmp_path, monkeypatch):
     assert ablation.methods == ("all",)
     assert main([*arguments, "--preset", "ablation"]) == 0
     assert "unioncam:theta=90" in seen[-1].methods and len(seen[-1].methods) == 9
-
-
-def test_all_methods_are_run_and_the_run_is_known_by_their_names(
-    images, tmp_path, tiny_model, no_pictures
-):
-    options = {"methods": ("all",), "metrics": ("drop",), "num_images": 1}
-    rows = evaluate(config(images, tmp_path, **options))
-    assert [row["method"] for row in rows] == list(METHODS)
-    written = json.loads((tmp_path / "config.json").read_text())
-    assert written["methods"] == list(METHODS)
-
-
-def test_the_papers_preprocessing_has_no_mean_and_std():
-    white = unit_range(224)(Image.new("RGB", (50, 90), "white"))
-    assert white.shape == (3, 224, 224) and (white == 1).all()
 
 
 def test_a_configuration_cannot_be_changed():

@@ -9,7 +9,7 @@ from skimage.data import chelsea
 from torchvision import transforms
 
 from captum_unioncam.errors import DataError
-from captum_unioncam.evaluation.data import Images, open_data, read_image
+from captum_unioncam.evaluation.data import Images, open_data, read_image, unit_range
 
 PREPROCESS = transforms.Compose(
     [
@@ -179,3 +179,8 @@ def test_an_image_is_turned_upright(tmp_path):
     exif[0x0112] = 6  # the camera was turned by 90 degrees
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(str(tmp_path / "turned.jpg")).size == (20, 40)
+
+
+def test_the_papers_preprocessing_has_no_mean_and_std():
+    white = unit_range(224)(Image.new("RGB", (50, 90), "white"))
+    assert white.shape == (3, 224, 224) and (white == 1).all()

@@ -5,12 +5,15 @@ import json
 
 import pytest
 import torch
-from folders import messy_folder
-from runs import command, config, results
+from folders import messy_folder, voc_folder
+from runs import QUICK, command, config, results
 
 from captum_unioncam.cli import main
 from captum_unioncam.evaluation import runner
+from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.distributed import Processes
+from captum_unioncam.evaluation.methods import METHODS
+from captum_unioncam.evaluation.metrics import METRICS
 from captum_unioncam.evaluation.runner import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny_model", "no_pictures")
@@ -23,6 +26,30 @@ def reference(images, tmp_path_factory, one_thread, tiny_model, no_pictures):
     rows = evaluate(config(images, folder))
     assert len(rows) == 10 and not any("error" in row for row in rows)
     return results(folder)
+
+
+def test_every_metric_runs_on_every_kind_of_data(tmp_path):
+    voc_folder(tmp_path / "voc", [(21, 11, 80, 60)])
+    (row,) = evaluate(
+        EvaluationConfig(
+            f"voc2007:{tmp_path / 'voc'}",
+            str(tmp_path / "out"),
+            methods=("gradcam",),
+            metrics=tuple(METRICS),
+            **QUICK,
+        )
+    )
+    assert list(row["metrics"]) == list(METRICS)
+    assert all(isinstance(value, float) for value in row["metrics"].values())
+    assert 0 < row["metrics"]["energy"] < 1
+
+
+def test_all_methods_are_run_and_the_run_is_known_by_their_names(images, tmp_path):
+    options = {"methods": ("all",), "metrics": ("drop",), "num_images": 1}
+    rows = evaluate(config(images, tmp_path, **options))
+    assert [row["method"] for row in rows] == list(METHODS)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["methods"] == list(METHODS)
 
 
 def test_batches_give_what_single_images_give(images, tmp_path, reference):

@@ -1,0 +1,68 @@
+"""The methods that a behaviour holds for, as fixtures: a test runs for each."""
+
+import pytest
+
+from captum_unioncam import (
+    ISCAM,
+    SSCAM,
+    AblationCAM,
+    DenoisedGradCAM,
+    FusionCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    GroupCAM,
+    HiResCAM,
+    LayerCAM,
+    ReciproCAM,
+    RegionCAM,
+    ScoreCAM,
+    UnionCAM,
+    XGradCAM,
+)
+from captum_unioncam.evaluation import METHODS
+
+# One forward and one backward pass.
+GRADIENT_ONLY = (
+    DenoisedGradCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    XGradCAM,
+    HiResCAM,
+    LayerCAM,
+)
+TWO_PART = (UnionCAM, FusionCAM)
+GRADIENT = (*TWO_PART, GroupCAM, *GRADIENT_ONLY)
+# Every channel is a mask on the inputs.
+CHANNEL_MASKING = (*TWO_PART, RegionCAM, ScoreCAM, SSCAM, ISCAM)
+MASKING = (*CHANNEL_MASKING, GroupCAM)
+# The layer's tensor is replaced, and no input is masked.
+REPLACING = (AblationCAM, ReciproCAM)
+SCORING = (*MASKING, *REPLACING)
+WITH_MAX_CHANNELS = (*CHANNEL_MASKING, AblationCAM)
+EVERY = tuple(method.attribution for method in METHODS.values())
+assert set(EVERY) == {*SCORING, *GRADIENT_ONLY}, "a method is missing above"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_for_small_nets(one_thread):
+    """Runs every test of this folder on one thread."""
+
+
+def each_of(methods):
+    """Returns a fixture that is each of the methods in turn."""
+
+    @pytest.fixture(params=methods, ids=lambda method: method.__name__)
+    def method(request):
+        return request.param
+
+    return method
+
+
+every_method = each_of(EVERY)
+gradient_method = each_of(GRADIENT)
+gradient_only_method = each_of(GRADIENT_ONLY)
+two_part_method = each_of(TWO_PART)
+scoring_method = each_of(SCORING)
+masking_method = each_of(MASKING)
+channel_masking_method = each_of(CHANNEL_MASKING)
+max_channels_method = each_of(WITH_MAX_CHANNELS)

@@ -1,0 +1,181 @@
+"""Which masked passes run, over which baselines, and of which channels."""
+
+import pytest
+import torch
+from nets import Case, Counted, Weighed, example
+from torch import nn
+
+from captum_unioncam import (
+    ISCAM,
+    SSCAM,
+    DenoisedGradCAM,
+    FusionCAM,
+    GroupCAM,
+    UnionCAM,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* are constant")
+
+# Passes for each active channel, by default.
+SAMPLES = {SSCAM: 35, ISCAM: 10}
+# The maps of each example that are scored after the channels.
+LATER_MAPS = {UnionCAM: 3, FusionCAM: 3}
+
+
+def masked_passes(method, examples, channels):
+    """Returns how many masked examples a batch takes, baselines included."""
+    later = LATER_MAPS.get(method, 0) * examples
+    return examples + channels * SAMPLES.get(method, 1) + later
+
+
+def test_scoring_func_runs_all_masked_passes_and_nothing_else(masking_method):
+    net, inputs = Case().build(0)
+    plain, scored = Counted(net), Counted(net)
+    expected = masking_method(net, net.layer).attribute(inputs, target=1)
+    cam = masking_method(plain, net.layer, scoring_func=scored)
+    assert torch.equal(cam.attribute(inputs, target=1), expected)
+    assert plain.sizes == [3]
+    _, details = UnionCAM(net, net.layer).attribute(
+        inputs, target=1, return_details=True
+    )
+    if masking_method is not GroupCAM:  # which masks by the active ones of its groups
+        active = int(details.active_channels.sum())
+        assert scored.examples == masked_passes(masking_method, 3, active)
+    assert scored.examples > 3
+
+
+@pytest.mark.parametrize("max_channels, channels", [(None, 4), (2, 2), (99, 4)])
+def test_a_constant_channel_costs_no_pass(
+    channel_masking_method, max_channels, channels
+):
+    net, inputs = Case(signed=True).build(1, constant_channel=True)
+    counted = Counted(net)
+    cam = channel_masking_method(counted, net.layer)
+    cam.attribute(inputs, target=2, max_channels=max_channels)
+    # The activations of 3 examples, and 4 active channels of each.
+    passes = 3 + masked_passes(channel_masking_method, 3, 3 * channels)
+    assert counted.examples == passes
+
+
+def only(channels):
+    """Returns a ``reshape_transform`` that leaves a layer some of its channels."""
+
+    def transform(activations):
+        return activations[:, channels]
+
+    return transform
+
+
+def parts_of(method, net):
+    """Returns parts whose gradient map is of all channels, with any transform."""
+    if method not in (UnionCAM, FusionCAM):
+        return {}
+    return {"gradient_cam": DenoisedGradCAM(net, net.layer)}
+
+
+@pytest.mark.parametrize("max_channels", [1, 2, 3, 99])
+def test_max_channels_chooses_the_channels_of_largest_variance(
+    max_channels_method, max_channels
+):
+    # The map is that of a layer that has only those channels.
+    net, inputs = Case(signed=True).build(1, constant_channel=True)
+    parts = parts_of(max_channels_method, net)
+    cam = max_channels_method(net, net.layer, **parts)
+    actual = cam.attribute(inputs, target=0, max_channels=max_channels)
+    activations = net.layer(net.second(torch.tanh(net.first(inputs)))).detach()
+    best = activations.flatten(2).var(2).argsort(1, descending=True)  # (N, K)
+    best = best[:, : min(max_channels, 4)]  # the constant channel is last
+    for i, channels in enumerate(best):
+        cam = max_channels_method(
+            net, net.layer, reshape_transform=only(channels.sort().values), **parts
+        )
+        expected = cam.attribute(inputs[i : i + 1], target=0)
+        assert torch.allclose(actual[i], expected[0], rtol=0, atol=1e-9)
+    if max_channels < 4:  # the examples differ in their channels, and it matters
+        assert len({frozenset(channels.tolist()) for channels in best}) > 1
+        every = max_channels_method(net, net.layer, **parts).attribute(inputs, target=0)
+        assert not torch.allclose(actual, every, atol=1e-4)
+
+
+def test_max_channels_prefers_the_first_of_equal_channels(max_channels_method):
+    net = Weighed([[3, 1, 2], [1, 1, 1], [2, 5, 1]])
+    inputs = example([0, 1, 0], [0, 5, 0], [5, 0, 0])
+    parts = parts_of(max_channels_method, net)
+    cam = max_channels_method(net, net.layer, **parts)
+    actual = cam.attribute(inputs, max_channels=1)
+    cam = max_channels_method(net, net.layer, reshape_transform=only([1]), **parts)
+    assert torch.allclose(actual, cam.attribute(inputs), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        0.5,
+        torch.full((3, 2, 7, 7), 0.5),
+        torch.full((1, 2, 7, 7), 0.5),
+        torch.full((1, 2, 1, 1), 0.5),
+        torch.tensor(0.5),
+        (0.5,),
+    ],
+    ids=["number", "full", "one", "per channel", "0-d", "tuple"],
+)
+def test_every_form_of_baseline_gives_the_same_map(masking_method, baseline):
+    net, inputs = Case().build(0)
+    cam = masking_method(net, net.layer)
+    expected = cam.attribute(inputs, target=0, baselines=torch.full_like(inputs, 0.5))
+    actual = cam.attribute(inputs, target=0, baselines=baseline)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-12)
+    assert not torch.allclose(actual, cam.attribute(inputs, target=0))
+
+
+def test_a_number_keeps_its_precision_as_a_baseline(masking_method):
+    net, inputs = Case().build(0)
+    cam = masking_method(net, net.layer)
+    expected = cam.attribute(inputs, target=0, baselines=torch.full_like(inputs, 0.7))
+    actual = cam.attribute(inputs, target=0, baselines=0.7)
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-14)
+
+
+def test_baselines_follow_their_example(masking_method):
+    net, inputs = Case().build(0)
+    baselines = torch.rand_like(inputs)
+    cam = masking_method(net, net.layer)
+    batch = cam.attribute(inputs, target=0, baselines=baselines)
+    singles = [
+        cam.attribute(inputs[i : i + 1], target=0, baselines=baselines[i : i + 1])
+        for i in range(3)
+    ]
+    assert torch.allclose(batch, torch.cat(singles), rtol=0, atol=1e-12)
+
+
+def test_refuses_baselines_that_do_not_fit(masking_method):
+    net, inputs = Case().build(0)
+    cam = masking_method(net, net.layer)
+    with pytest.raises(ValueError, match=r"`baselines` must have .* got \(1, 5, 1"):
+        cam.attribute(inputs, target=0, baselines=torch.zeros(1, 5, 1, 1))
+    # Broadcasting would silently take the 7 values for the image's width.
+    with pytest.raises(ValueError, match=r"must have the rank .*, got \(7,\)"):
+        cam.attribute(inputs, target=0, baselines=torch.zeros(7))
+    with pytest.raises(ValueError, match="one entry for each input: expected 1, got 2"):
+        cam.attribute(inputs, target=0, baselines=(0, 0))
+    with pytest.raises(TypeError, match="`baselines` must be .*, got a str"):
+        cam.attribute(inputs, target=0, baselines="black")
+
+
+class Text(nn.Module):
+    """A layer of three dimensions, (N, K, T), for inputs of two, (N, T)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.layer = nn.Conv1d(4, 5, 3)
+
+    def forward(self, tokens):
+        return self.layer(self.embedding(tokens).mT).mean(2)
+
+
+def test_refuses_inputs_that_have_not_the_layers_rank(masking_method):
+    net = Text()
+    message = r"`inputs` must hold a tensor of the layer's rank, 3, .* \[\(2, 8\)\]"
+    with pytest.raises(ValueError, match=message):
+        masking_method(net, net.layer).attribute(torch.ones(2, 8, dtype=int), target=0)
