@@ -1,3 +1,13 @@
+from . import (
+    attr as attr,
+    captum_metrics as captum_metrics,
+    evaluation as evaluation,
+    layers as layers,
+    metrics as metrics,
+    models as models,
+    visualization as visualization,
+    wrappers as wrappers,
+)
 from .attr import (
     AblationCAM as AblationCAM,
     DenoisedGradCAM as DenoisedGradCAM,

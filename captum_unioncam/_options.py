@@ -81,9 +81,3 @@ def check_options(config: Any) -> None:
             check_option(declared, getattr(config, declared.name))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{error}") from error
-
-
-def given_options(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of the values that are fields of a configuration."""
-    names = [declared.name for declared in dataclasses.fields(config_class)]
-    return {name: values[name] for name in names if name in values}

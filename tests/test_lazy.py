@@ -19,10 +19,13 @@ every_root = pytest.mark.parametrize("root", ROOTS)
 
 
 def stub_of(root):
-    """Returns what a stub imports: the name and the module of each, and its alias."""
+    """Returns what a stub imports: the name and the module of each, and its alias.
+
+    The module of a submodule is the root.
+    """
     path = Path(ROOTS[root].__file__).with_suffix(".pyi")
     return [
-        (alias.name, f"{root}.{node.module}", alias.asname)
+        (alias.name, ".".join(filter(None, [root, node.module])), alias.asname)
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
@@ -50,7 +53,7 @@ def test_the_stub_names_the_module_that_defines_each_name(root):
     for name, module, _ in stub_of(root):
         value = getattr(importlib.import_module(module), name)
         assert value is getattr(ROOTS[root], name)
-        defined = getattr(value, "__module__", module)
+        defined = getattr(value, "__module__", getattr(value, "__name__", module))
         assert defined == module or defined.startswith(f"{module}.")
 
 
@@ -78,6 +81,8 @@ def test_every_attribution_is_public_at_the_root():
         ("import captum_unioncam", []),
         ("import captum_unioncam; captum_unioncam.__version__", []),
         ("import captum_unioncam; dir(captum_unioncam)", []),
+        ("import captum_unioncam; captum_unioncam.attr.UnionCAM", ["captum", "torch"]),
+        ("import captum_unioncam; captum_unioncam.evaluation", []),
         ("import captum_unioncam.evaluation", []),
         ("from captum_unioncam.evaluation import EvaluationConfig", []),
         ("from captum_unioncam.evaluation import METHODS", ["captum", "torch"]),

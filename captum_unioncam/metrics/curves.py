@@ -75,6 +75,8 @@ def insertion(
         also the scores at the fractions 0, 1 / steps, ..., 1: (N, steps + 1).
 
     Raises:
+        TypeError: If ``steps`` is not an integer, or as in
+            :meth:`.ScoreCAM.attribute`.
         ValueError: If ``attributions`` are not (N, 1, *size), ``steps`` is not
             positive, or as in :meth:`.ScoreCAM.attribute`.
 
