@@ -5,6 +5,7 @@ the package relies on.
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
@@ -16,7 +17,6 @@ from captum._utils.common import (
     _format_additional_forward_args,
     _format_output,
     _format_tensor_into_tuples,
-    _run_forward,
     _select_targets,
 )
 from captum._utils.gradient import (
@@ -29,6 +29,7 @@ from captum.log import log_usage
 from torch import Tensor
 
 __all__ = [
+    "HOOKS_LOCK",
     "TargetType",
     "as_arguments",
     "as_tuple",
@@ -39,17 +40,18 @@ __all__ = [
     "layer_activations",
     "layer_gradients",
     "progress_bar",
-    "run_forward",
     "select_targets",
 ]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
+# Hooks on a layer see the passes of every thread that runs the model.
+HOOKS_LOCK = threading.RLock()
+
 # Used as they are.
 device_of_run = _extract_device
 layer_activations = _forward_layer_eval
 layer_gradients = compute_layer_gradients_and_eval
-run_forward = _run_forward
 
 
 def attribution_method(method: Method) -> Method:
@@ -58,12 +60,13 @@ def attribution_method(method: Method) -> Method:
     Captum's NoiseTunnel and TCAV call ``attribute.__wrapped__``, which ``log_usage``
     provides. The body runs outside of the caller's autograd and inference modes, which
     are restored after any exit: gradients work under ``torch.no_grad`` and
-    ``torch.inference_mode``, and masked passes never record a graph.
+    ``torch.inference_mode``, and masked passes never record a graph. Calls from several
+    threads run one after the other.
     """
 
     @functools.wraps(method)
     def isolated(*args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad():
+        with HOOKS_LOCK, torch.inference_mode(False), torch.no_grad():
             return method(*args, **kwargs)
 
     return cast(Method, log_usage(part_of_slo=True)(isolated))

@@ -1,9 +1,10 @@
 """Runs a model on a batch, and reads, differentiates and replaces a layer of it."""
 
 import functools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from captum_unioncam._captum import (
     device_of_run,
     layer_activations,
     layer_gradients,
-    run_forward,
 )
 from captum_unioncam._checks import warn_user
 from captum_unioncam._maps import at_least_float32
@@ -55,9 +55,11 @@ class ModelCall:
     ) -> "Self":
         """Brings the arguments of ``attribute`` into Captum's internal forms."""
         args = as_arguments(additional_forward_args)
+        tensors = tuple(_outside_inference_mode(inp) for inp in as_tuple(inputs))
+        _check_batch(tensors)
         return cls(
             forward_func,
-            tuple(_outside_inference_mode(inp) for inp in as_tuple(inputs)),
+            tensors,
             _outside_inference_mode(target),
             None if args is None else tuple(map(_outside_inference_mode, args)),
             **layer,
@@ -111,7 +113,7 @@ class ModelCall:
 
     def run(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None) -> Tensor:
         """Returns the model's whole output for other inputs and arguments."""
-        output: Any = run_forward(self.forward_func, inputs, None, args)
+        output: Any = self.forward_func(*inputs, *(args or ()))
         if hasattr(output, "wait"):
             # Future.then returns an instance of the private base class of Future.
             output = output.wait()
@@ -134,16 +136,17 @@ class LayerCall(ModelCall):
             replaceable (bool, optional): Refuse a ``reshape_transform`` that
                 :meth:`replacing` cannot undo. Default: False
         """
-        with _naming_layer():
+        recorder = _Recorder(self)
+        with _eager(), _naming_layer(), self._hooked(recorder.count):
             originals = layer_activations(
-                self.forward_func,
+                recorder.forward_func,
                 self.cloned_inputs(),
                 self.layer,
                 self.cloned_arguments(),
                 device_ids=self.device_ids,
                 attribute_to_layer_input=self.attribute_to_layer_input,
             )
-        tensors = self._read(originals)
+        tensors = self._read(originals, recorder)
         if replaceable and self.reshape_transform is not None:
             for original in originals:
                 check_only_moves(original, self.reshape_transform)
@@ -160,78 +163,49 @@ class LayerCall(ModelCall):
         if self.batch_size == 0:  # Captum reads the first example's output
             empty = self.tensors()
             return tuple(tensor.with_gradients(tensor.activations) for tensor in empty)
-
-        @functools.wraps(self.forward_func)  # Captum reads signature and device_ids
-        def forward_func(*args: Any) -> Tensor:
-            output = _check_rows(self.forward_func(*args), self.batch_size)
-            if output.requires_grad:
-                return output
-            warn_user(
-                "The output does not depend on `layer` in a way that autograd can see: "
-                "its gradients are taken for zero. Does `forward_func` detach its "
-                "output, or run under torch.no_grad?"
-            )
-            return output.detach().requires_grad_()
-
-        with torch.enable_grad(), _naming_layer():
-            # Inputs that require grad give frozen models a graph. The model gets a
-            # clone, because an in-place first operation is not allowed on a leaf;
-            # Captum then finds a tensor that requires grad already, and leaves the
-            # caller's alone.
-            inputs = tuple(
-                inp.requires_grad_().clone() if inp.is_floating_point() else inp
-                for inp in self.cloned_inputs()
-            )
+        recorder = _Recorder(self)
+        with _eager(), torch.enable_grad(), _naming_layer():
             gradients, originals = layer_gradients(
-                forward_func,
+                recorder.differentiable_forward_func,
                 self.layer,
-                inputs,
+                self.cloned_inputs(),
                 self.target,
                 self.cloned_arguments(),
                 device_ids=self.device_ids,
                 attribute_to_layer_input=self.attribute_to_layer_input,
                 grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
             )
+        tensors = self._read(originals, recorder)
         return tuple(
             tensor.with_gradients(transformed(gradient, self.reshape_transform))
-            for tensor, gradient in zip(self._read(originals), gradients, strict=True)
+            for tensor, gradient in zip(tensors, gradients, strict=True)
         )
 
-    def _read(self, originals: tuple[Tensor, ...]) -> tuple["LayerTensor", ...]:
+    def _read(
+        self, originals: tuple[Tensor, ...], recorder: "_Recorder"
+    ) -> tuple["LayerTensor", ...]:
         """Brings what the layer returned into the form (N, K, *spatial)."""
         activations = [
             read_activations(original, self.reshape_transform, self.inputs)
             for original in originals
         ]
         return tuple(
-            LayerTensor(self, index, at_least_float32(values), values.dtype)
+            LayerTensor(
+                self,
+                index,
+                at_least_float32(values),
+                values.dtype,
+                recorder.output,
+                max(recorder.runs.values(), default=0),
+            )
             for index, values in enumerate(activations)
         )
 
-    def run_counting(
-        self, inputs: tuple[Tensor, ...], args: tuple[Any, ...] | None
-    ) -> tuple[Tensor, int]:
-        """Returns the model's output, and how often the layer runs in one pass."""
-        runs: Counter[torch.device] = Counter()
-
-        def count(module: Module, inp: Any, out: Any = None) -> None:
-            runs[device_of_run(module, inp, out)] += 1
-
-        with self._hooked(count):
-            output = self.run(inputs, args)
-        return output, max(runs.values())
-
     @contextmanager
-    def replacing(self, index: int, runs: int) -> Iterator["Replacement"]:
-        """Replaces one of the layer's tensors in every pass inside of the context.
-
-        Args:
-            index (int): Which of the layer's tensors to replace.
-            runs (int): How often the layer runs in one pass. The last run is the one
-                that the activations are of.
-        """
-        replacement = Replacement(self, index, runs)
-        with self._hooked(replacement.hook):
+    def replacing(self, tensor: "LayerTensor") -> Iterator["Replacement"]:
+        """Replaces one of the layer's tensors in every pass inside of the context."""
+        replacement = Replacement(tensor)
+        with _eager(), self._hooked(replacement.hook):
             yield replacement
 
     @contextmanager
@@ -247,6 +221,41 @@ class LayerCall(ModelCall):
             handle.remove()
 
 
+class _Recorder:
+    """Runs a layer call's model, and records its output and the layer's runs."""
+
+    def __init__(self, call: LayerCall) -> None:
+        self._call = call
+        self.output: Tensor | None = None
+        self.runs: Counter[torch.device] = Counter()
+        wrap = functools.wraps(call.forward_func)  # Captum reads signature, device_ids
+        self.forward_func = wrap(lambda *args: self._recorded(*args))
+        self.differentiable_forward_func = wrap(lambda *args: self._with_graph(*args))
+
+    def count(self, module: Module, inp: Any, out: Any = None) -> None:
+        """Counts the layer's runs, as a hook."""
+        self.runs[device_of_run(module, inp, out)] += 1
+
+    def _recorded(self, *args: Any) -> Tensor:
+        output: Any = self._call.forward_func(*args)
+        if hasattr(output, "wait"):
+            output = output.wait()
+        checked = _check_rows(output, self._call.batch_size)
+        self.output = checked.detach()
+        return checked
+
+    def _with_graph(self, *args: Any) -> Tensor:
+        output = self._recorded(*args)
+        if output.requires_grad:
+            return output
+        warn_user(
+            "The output does not depend on `layer` in a way that autograd can see: its "
+            "gradients are taken for zero. Does `forward_func` detach its output, or "
+            "run under torch.no_grad?"
+        )
+        return output.detach().requires_grad_()
+
+
 @dataclass(frozen=True)
 class LayerTensor:
     """One tensor of a layer in one call; most layers have one.
@@ -257,12 +266,17 @@ class LayerTensor:
         activations (Tensor): Its channels, detached, (N, K, *spatial), in float32 or
             float64.
         dtype (torch.dtype): The type of the layer itself.
+        output (Tensor or None): The model's output for the batch, detached.
+        runs (int): How often the layer runs in one pass. The last run is the one that
+            the activations are of. 0 where it was not counted.
     """
 
     call: LayerCall
     index: int
     activations: Tensor
     dtype: torch.dtype
+    output: Tensor | None
+    runs: int
     _gradients: Tensor | None = None
 
     @property
@@ -279,8 +293,8 @@ class LayerTensor:
 class Replacement:
     """What takes the place of a tensor of the layer in the next pass."""
 
-    def __init__(self, call: LayerCall, index: int, runs: int) -> None:
-        self._call, self._index, self._runs = call, index, runs
+    def __init__(self, tensor: LayerTensor) -> None:
+        self._tensor, self._call = tensor, tensor.call
         self._by_device: dict[torch.device, Tensor] = {}
         self._seen: Counter[torch.device] = Counter()
 
@@ -293,17 +307,34 @@ class Replacement:
         self._by_device = {part.device: part for part in parts}
         self._seen.clear()
 
+    def check(self) -> None:
+        """Refuses a pass in which the layer did not run as often as it does.
+
+        Raises:
+            RuntimeError: Says what to do.
+        """
+        runs = self._tensor.runs
+        if any(self._seen[device] != runs for device in self._by_device):
+            raise RuntimeError(
+                f"`layer` ran {max(self._seen.values(), default=0)} times in a pass of "
+                f"the model where {runs} were expected, so that its tensor could not "
+                "be replaced. A compiled or scripted model does not run hooks, and the "
+                "layer must run in every pass: give the model itself, before "
+                "torch.compile or torch.jit."
+            )
+
     def hook(self, module: Module, inp: Any, out: Any = None) -> Any:
         """Returns what the layer's last run of a pass gives or gets instead."""
         device = device_of_run(module, inp, out)
         self._seen[device] += 1
-        if self._seen[device] < self._runs:
+        if self._seen[device] != self._tensor.runs:
             return None
         tensors = inp if out is None else out
         if not isinstance(tensors, tuple | list):
             return self._instead_of(tensors, device)
-        ours = self._instead_of(tensors[self._index], device)
-        parts = [*tensors[: self._index], ours, *tensors[self._index + 1 :]]
+        index = self._tensor.index
+        ours = self._instead_of(tensors[index], device)
+        parts = [*tensors[:index], ours, *tensors[index + 1 :]]
         make: Any = getattr(tensors, "_make", type(tensors))  # a namedtuple's
         return make(parts)
 
@@ -317,10 +348,22 @@ class Replacement:
         return torch.empty_like(original).copy_(activations)
 
 
+def _eager() -> AbstractContextManager[Any]:
+    """Runs compiled models uncompiled, because a compiled one skips new hooks."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
+
+
 def _outside_inference_mode(value: Any) -> Any:
-    """Copies a tensor that inference mode made: autograd refuses the original."""
-    if isinstance(value, Tensor) and value.is_inference():
-        return value.clone()
+    """Copies the tensors that inference mode made: autograd refuses the originals."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if type(value) in (list, tuple):
+        return type(value)(map(_outside_inference_mode, value))
+    if type(value) is dict:
+        return {key: _outside_inference_mode(entry) for key, entry in value.items()}
     return value
 
 
@@ -336,6 +379,16 @@ def _naming_layer() -> Iterator[None]:
             "`layer` must have a tensor, or a tuple of tensors; this one has something "
             "else, such as a dict: choose a layer inside of it."
         ) from error
+
+
+def _check_batch(inputs: tuple[Tensor, ...]) -> None:
+    """Refuses inputs of different numbers of examples."""
+    if any(inp.dim() == 0 or len(inp) != len(inputs[0]) for inp in inputs):
+        raise ValueError(
+            "`inputs` must all have one row for each example, got the shapes "
+            f"{[tuple(inp.shape) for inp in inputs]}; move what all examples share to "
+            "`additional_forward_args`."
+        )
 
 
 def _check_rows(output: Any, rows: int) -> Tensor:

@@ -138,10 +138,15 @@ def gaussian_blur(maps: Tensor, sigma: float, radius: int) -> Tensor:
 def blend(inputs: Tensor, masks: Tensor, baselines: Tensor) -> Tensor:
     """Masks inputs: m * x + (1 - m) * b, in the type and memory format of ``inputs``.
 
-    Integer inputs are blended as floats, rounded and cast back.
+    Integer inputs are blended as floats, rounded, and kept within their type's range.
     """
     values = at_least_float32(inputs)
+    if inputs.dtype in (torch.int32, torch.int64):  # which float32 cannot hold
+        values = inputs.double()
     blended = torch.lerp(baselines.to(values), values, masks.to(values))
-    if not inputs.dtype.is_floating_point:
-        blended = blended.round()
-    return blended.to(inputs.dtype)
+    if inputs.dtype.is_floating_point or inputs.dtype.is_complex:
+        return blended.to(inputs.dtype)
+    if inputs.dtype == torch.bool:
+        return blended >= 0.5
+    bounds = torch.iinfo(inputs.dtype)  # a cast would wrap what leaves them
+    return blended.round().clamp(bounds.min, bounds.max).to(inputs.dtype)

@@ -123,6 +123,13 @@ def _check_spatial(name: str, activations: Any, batch_size: int) -> None:
         raise TypeError(
             f"{name} must return a Tensor, got a {type(activations).__name__}."
         )
+    if activations.is_complex() or activations.is_quantized:
+        kind = "complex" if activations.is_complex() else "quantized"
+        raise TypeError(
+            f"{name} must have real activations, got {kind} ones ({activations.dtype});"
+            " choose another layer, or give a `reshape_transform` that makes them real,"
+            " such as torch.abs or torch.dequantize."
+        )
     shape = tuple(activations.shape)
     if not 3 <= len(shape) <= 5:
         raise ValueError(
@@ -147,6 +154,14 @@ def _check_channels_first(shape: tuple[int, ...], inputs: Sequence[Tensor]) -> N
         reason, helper = "tokens, (N, T, D), of a sequence", "swin_reshape"
     elif looks_channels_last(shape, sizes):
         reason, helper = "its channels in the last dimension", "swin_reshape"
+        if any(_is_strided(shape[2:], size) for size in sizes):
+            warn_user(
+                f"`layer` has an activation of shape {shape} for inputs of the sizes "
+                f"{sizes}, and its second dimension is taken for the channels. If the "
+                "last one holds them, give reshape_transform=captum_unioncam."
+                f"{helper}, else torch.nn.Identity()."
+            )
+            return
     else:
         return
     raise ValueError(
@@ -166,6 +181,16 @@ def _warn_of_proportions(size: tuple[int, ...], inputs: Sequence[Tensor]) -> Non
             f"{tuple(images[0])}: are these its rows and columns? For tokens, give "
             "them, as in functools.partial(vit_reshape, grid=(rows, columns))."
         )
+
+
+def _is_strided(size: Sequence[int], image: Sequence[int]) -> bool:
+    """Returns whether strides of whole numbers can make a size from the image's."""
+    return len(size) == len(image) and all(
+        any(
+            length in (whole // step, -(-whole // step)) for step in range(1, whole + 1)
+        )
+        for length, whole in zip(size, image, strict=True)
+    )
 
 
 def _disproportion(size: Sequence[int], image: Sequence[int]) -> float:

@@ -5,9 +5,9 @@ through the model in chunks, and only scores are kept: memory depends on the siz
 chunk, not on the number of maps.
 """
 
-import functools
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from captum_unioncam._baselines import Baselines, format_baselines
-from captum_unioncam._captum import TargetType, expand_target
+from captum_unioncam._captum import TargetType, select_targets
 from captum_unioncam._checks import check_callable, check_integer, warn_user
 from captum_unioncam._confidence import (
     ScoreFunc,
     check_scores,
-    confidence,
+    score_func_for,
     scores_at_target,
 )
-from captum_unioncam._forward import LayerTensor, ModelCall
+from captum_unioncam._forward import LayerTensor, ModelCall, Replacement
 from captum_unioncam._maps import blend, is_active, to_mask
 
 # From examples, (P,), and columns of the maps, (P,), to the inputs of a forward pass.
@@ -40,9 +40,12 @@ MakeMasks = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 CPU_CHUNK = 6
 ACCELERATOR_CHUNK = 64
 
-# What PyTorch says of a model that views a channels_last activation, such as
-# x.view(len(x), -1), where it could reshape it.
-VIEW_ERROR = "view size is not compatible"
+# How far the outputs of two memory formats may be apart by rounding, as a share of the
+# largest output, by the type that the model computes in. A model that reads another
+# image in channels_last is off by far more.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
+TF32_ROUNDING = 1e-2
+HALF_ROUNDING = 1e-1
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class ScoringOptions:
         perturbations_per_eval (int, optional): Perturbed inputs for each example in one
             forward pass.
         progress (str, optional): Name of the progress bar to show on stderr.
+        memory_format (torch.memory_format, optional): Of the perturbed images.
     """
 
     baselines: Baselines = None
@@ -63,6 +67,7 @@ class ScoringOptions:
     max_channels: int | None = None
     perturbations_per_eval: int | None = None
     progress: str | None = None
+    memory_format: torch.memory_format | None = None
 
     def __post_init__(self) -> None:
         check_callable("score_func", self.score_func)
@@ -76,23 +81,35 @@ class Scorer(ABC):
     """Scores perturbed examples, packed densely across the batch, in chunks.
 
     Each pair of an example and a column, such as a channel, costs one forward pass. The
-    constructor of a subclass ends with :meth:`_score_reference`, so that mistakes show
+    constructor of a subclass ends with :meth:`_score_references`, so that mistakes show
     before any perturbed pass.
+
+    Args:
+        call (ModelCall): The model and the batch.
+        options (ScoringOptions): How to perturb and to score.
+        device (torch.device): Where the perturbed inputs are.
+        output (Tensor, optional): The model's output for the batch, from which its
+            scores are decided. Default: None, which runs the model
 
     Attributes:
         options (ScoringOptions): How to perturb and to score.
         reference_scores (Tensor): The score of each example's reference, (N,).
+        full_scores (Tensor): f_c(x), the score of each example unmasked, (N,).
     """
 
     reference_scores: Tensor
+    full_scores: Tensor
 
     def __init__(
-        self, call: ModelCall, options: ScoringOptions, device: torch.device
+        self,
+        call: ModelCall,
+        options: ScoringOptions,
+        device: torch.device,
+        output: Tensor | None,
     ) -> None:
         self.options = options
         self._call = call
         self._inputs = call.inputs
-        self._score_func = options.score_func or confidence
         if options.perturbations_per_eval is None:
             self._chunk = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
         else:
@@ -100,6 +117,11 @@ class Scorer(ABC):
         self._target = call.target
         if isinstance(self._target, Tensor) and self._target.numel() == 1:
             self._target = self._target.item()  # which Captum would read in each chunk
+        if call.batch_size == 0:
+            output = None
+        elif output is None:
+            output = call.run(call.cloned_inputs(), call.cloned_arguments())
+        self._output = output
 
     def score(self, keep: Tensor, perturb: Perturb, bar: Any = None) -> Tensor:
         """Returns the score of each perturbed example, (N, M).
@@ -115,85 +137,120 @@ class Scorer(ABC):
         scores = self.reference_scores[:, None].repeat(1, keep.shape[1])  # (N, M)
         scores = scores.to(keep.device)
         examples, columns = keep.nonzero(as_tuple=True)  # (pairs,) each
+        scored = scores.new_empty(len(examples))
+        for chunk, output, target in self._outputs(examples, columns, perturb):
+            scored[chunk] = scores_at_target(output, self._score_func, target)
+            if bar is not None:
+                bar.update(len(output))
+        scores[examples, columns] = scored
+        return scores
+
+    def _outputs(
+        self, examples: Tensor, columns: Tensor, perturb: Perturb
+    ) -> Iterator[tuple[slice, Tensor, TargetType]]:
+        """Yields the model's output for each chunk of the pairs, and its targets.
+
+        A chunk that does not fit the device's memory is halved.
+        """
         numbers = examples.tolist()  # nothing in the loop waits for the device
-        scored = scores.new_empty(len(numbers))
         first_chunk, start = self._chunk, 0
         while start < len(numbers):
             chunk = slice(start, start + self._chunk)
             rows = examples[chunk]
-            target = _pick(self._target, rows, numbers[chunk])
             try:
                 # The inputs have no name, so that they are freed before the next chunk.
                 output = self._call.run(
                     perturb(rows, columns[chunk]), self._call.arguments_of(rows)
                 )
-                scored[chunk] = scores_at_target(output, self._score_func, target)
             except torch.cuda.OutOfMemoryError:
                 if len(rows) == 1:
                     raise
                 self._chunk = len(rows) // 2
             else:
+                yield chunk, output, _pick(self._target, rows, numbers[chunk])
                 start += len(rows)
-                if bar is not None:
-                    bar.update(len(rows))
                 continue
             # The error's traceback, which held the chunk's tensors, is gone here.
             torch.cuda.empty_cache()
         if self._chunk < first_chunk:
-            self._warn_of_memory(first_chunk, self._chunk)
-        scores[examples, columns] = scored
-        return scores
-
-    @abstractmethod
-    def _reference_output(self, examples: Tensor) -> Tensor:
-        """Runs the model on the references of the given examples, (P,)."""
+            warn_user(
+                f"{first_chunk} perturbed inputs did not fit the device's memory "
+                f"together; continued with {self._chunk}. Pass a smaller "
+                "`perturbations_per_eval`."
+            )
 
     def _lay_out(self, layout: torch.memory_format) -> None:
         """Brings the images among the inputs into a memory format."""
         self._layout = layout
         self._inputs = tuple(_laid_out(inp, layout) for inp in self._inputs)
 
-    def _score_reference(self) -> None:
-        """Scores the reference of each example, and validates options and output."""
-        # Two-dimensional convolutions run fastest on channels_last images, and no other
-        # model that was measured runs slower.
-        self._lay_out(torch.channels_last)
-        try:
-            self.reference_scores = self._checked_reference()
-        except RuntimeError as error:
-            if VIEW_ERROR not in str(error):
-                raise
-            self._lay_out(torch.contiguous_format)
-            self.reference_scores = self._checked_reference()
+    def _score_references(self, columns: int, perturb: Perturb) -> Tensor:
+        """Validates the scores, chooses a memory format, and scores the references.
 
-    def _checked_reference(self) -> Tensor:
-        call, size = self._call, self._call.batch_size
-        if size == 0:
-            return torch.zeros(0)
-        # A single example is repeated where several perturbed ones will share a batch,
-        # to check that the output has one row per input.
-        repeats = 2 if size == 1 and self._chunk > 1 else 1
-        target = expand_target(call.target, repeats)
-        try:
-            output = self._reference_output(torch.arange(size).repeat(repeats))
-        except torch.cuda.OutOfMemoryError:
-            if repeats == 1:
-                raise
-            output = None
+        Two-dimensional convolutions run fastest on channels_last images. They are used
+        if the model gives the same outputs for them.
+
+        Args:
+            columns (int): References of each example. The first is the example itself.
+            perturb (Callable): Makes the inputs of a chunk of references.
+
+        Returns:
+            *Tensor*, their scores, (N, columns).
+        """
+        call, output = self._call, self._output
+        self._output = None  # it may be large
         if output is None:
-            self._warn_of_memory(self._chunk, 1)
-            self._chunk = 1
-            return self._checked_reference()
-        check_scores(output, self._score_func, target)
+            return torch.zeros(0, columns, device=self._inputs[0].device)
+        self._score_func = score_func_for(output, self.options.score_func)
+        check_scores(output, self._score_func, call.target)
         if isinstance(call.target, list) and isinstance(call.target[0], int):
             # A list would be copied to the device for each chunk.
             self._target = torch.tensor(call.target, device=output.device)
-        return scores_at_target(output, self._score_func, target)[:size]
+        expected = select_targets(output, call.target).detach().flatten()  # (N,)
+        bound = _rounding(output) * output.detach().abs().max()
+        own, *others = self._layouts()
+        for layout in others:
+            self._lay_out(layout)
+            try:
+                values, scores = self._reference_values(columns, perturb)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception:  # what the caller's own layout does not raise
+                continue
+            if bool(((values[:, 0] - expected).abs() <= bound).all()):
+                return scores
+        self._lay_out(own)
+        with _naming_scalars(call):
+            return self._reference_values(columns, perturb)[1]
 
-    def _warn_of_memory(self, first_chunk: int, chunk: int) -> None:
-        warn_user(
-            f"{first_chunk} perturbed inputs did not fit the device's memory together; "
-            f"went on with {chunk}. Pass a smaller `perturbations_per_eval`."
+    def _layouts(self) -> list[torch.memory_format]:
+        """Returns the memory format to fall back on, and what else to try first."""
+        if self.options.memory_format not in (None, torch.preserve_format):
+            return [self.options.memory_format]
+        images = [inp for inp in self._call.inputs if inp.dim() == 4]
+        channels_last = all(
+            inp.is_contiguous(memory_format=torch.channels_last) for inp in images
+        )
+        if channels_last:
+            return [torch.channels_last]
+        if self.options.memory_format is torch.preserve_format:
+            return [torch.contiguous_format]
+        return [torch.contiguous_format, torch.channels_last]
+
+    def _reference_values(
+        self, columns: int, perturb: Perturb
+    ) -> tuple[Tensor, Tensor]:
+        """Returns raw outputs and scores of the references, (N, columns) each."""
+        size = self._call.batch_size
+        pairs = torch.arange(size * columns, device=self._inputs[0].device)
+        values, scores = [], []
+        for _, output, target in self._outputs(pairs % size, pairs // size, perturb):
+            values.append(select_targets(output, target).detach().flatten())
+            scores.append(scores_at_target(output, self._score_func, target))
+        # (columns * N,) to (N, columns): the examples come in turn.
+        return (
+            torch.cat(values).view(columns, size).T,
+            torch.cat(scores).view(columns, size).T,
         )
 
 
@@ -201,12 +258,14 @@ class MaskScorer(Scorer):
     """Scores masks for the examples of one call.
 
     Every input whose rank is ``dim`` is masked, each at its own size; the others pass
-    unchanged. The constructor scores the baseline, f_c(Ib), in one forward pass.
+    unchanged. The constructor scores the whole examples and their baseline, f_c(Ib), in
+    2 forward passes of the batch, and 1 more where ``output`` is not given.
 
     Args:
         call (ModelCall): The model and the batch.
         dim (int): Rank of the maps, (N, K, *spatial), and of the inputs to mask.
         options (ScoringOptions): How to mask and to score.
+        output (Tensor, optional): The model's output for the batch. Default: None
 
     Raises:
         ValueError: If no input has the rank ``dim``, ``baselines`` do not fit the
@@ -219,7 +278,13 @@ class MaskScorer(Scorer):
         mask_sizes (list[tuple[int, ...]]): Spatial size of each masked input.
     """
 
-    def __init__(self, call: ModelCall, dim: int, options: ScoringOptions) -> None:
+    def __init__(
+        self,
+        call: ModelCall,
+        dim: int,
+        options: ScoringOptions,
+        output: Tensor | None = None,
+    ) -> None:
         masked = [inp for inp in call.inputs if inp.dim() == dim]
         if not masked:
             raise ValueError(
@@ -227,10 +292,18 @@ class MaskScorer(Scorer):
                 f"the shapes {[tuple(inp.shape) for inp in call.inputs]}; choose a "
                 "layer whose spatial dimensions are the input's."
             )
-        super().__init__(call, options, masked[0].device)
         self.mask_sizes = [tuple(inp.shape[2:]) for inp in masked]
         self._baselines = format_baselines(options.baselines, call.inputs, dim)
-        self._score_reference()
+        super().__init__(call, options, masked[0].device, output)
+
+        def whole_or_hidden(
+            rows: Tensor, columns: Tensor, size: Sequence[int]
+        ) -> Tensor:
+            shown = (columns == 0).float()  # (P,)
+            return shown.view(-1, *[1] * (1 + len(size)))
+
+        scores = self._score_references(2, self.masked_by(whole_or_hidden))
+        self.full_scores, self.reference_scores = scores.unbind(1)
 
     @property
     def mask_size(self) -> tuple[int, ...]:
@@ -280,22 +353,12 @@ class MaskScorer(Scorer):
         scores = self.score(is_active(maps), self.masking(maps), bar)
         return scores - self.reference_scores[:, None].to(maps.device)
 
-    @functools.cached_property
-    def full_scores(self) -> Tensor:
-        """f_c(x), the score of each example unmasked, (N,), scored when first read."""
-        every = torch.ones(self._call.batch_size, 1, dtype=torch.bool)
-        return self.score(every, self.masked_by(_plain_masks(1.0)))[:, 0]
-
     def _lay_out(self, layout: torch.memory_format) -> None:
         super()._lay_out(layout)
         self._baselines = tuple(
             None if baseline is None else _laid_out(baseline, layout)
             for baseline in self._baselines
         )
-
-    def _reference_output(self, examples: Tensor) -> Tensor:
-        inputs = self.masked_by(_plain_masks(0.0))(examples, examples)
-        return self._call.run(inputs, self._call.arguments_of(examples))
 
 
 class ActivationScorer(Scorer):
@@ -315,9 +378,18 @@ class ActivationScorer(Scorer):
     """
 
     def __init__(self, layer: LayerTensor, options: ScoringOptions) -> None:
-        super().__init__(layer.call, options, layer.activations.device)
-        self._layer, self._runs = layer, 1
-        self._score_reference()
+        super().__init__(layer.call, options, layer.activations.device, layer.output)
+        self._layer = layer
+
+        def unedited(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+            return self._picked_inputs(rows)
+
+        # A single example is repeated where several edits will share a batch, to check
+        # that the output has one row per input.
+        repeats = 2 if layer.call.batch_size == 1 and self._chunk > 1 else 1
+        self._replacement: Replacement | None = None
+        scores = self._score_references(repeats, unedited)
+        self.full_scores = self.reference_scores = scores[:, 0]
 
     def score_edits(
         self,
@@ -335,33 +407,56 @@ class ActivationScorer(Scorer):
                 the columns of ``keep``, (P,), to what takes their place.
             bar (optional): A progress bar to update by the edits that are done.
         """
-        call, index = self._layer.call, self._layer.index
-        with call.replacing(index, self._runs) as replacement:
+        with self._layer.call.replacing(self._layer) as replacement:
 
             def perturb(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
                 replacement.put(edit(self._layer.activations[rows], columns))
                 return self._picked_inputs(rows)
 
+            self._replacement = replacement
             return self.score(keep, perturb, bar)
 
-    def _reference_output(self, examples: Tensor) -> Tensor:
-        output, self._runs = self._layer.call.run_counting(
-            self._picked_inputs(examples), self._call.arguments_of(examples)
-        )
-        return output
+    def _outputs(
+        self, examples: Tensor, columns: Tensor, perturb: Perturb
+    ) -> Iterator[tuple[slice, Tensor, TargetType]]:
+        for chunk in super()._outputs(examples, columns, perturb):
+            if self._replacement is not None:
+                self._replacement.check()
+            yield chunk
 
     def _picked_inputs(self, examples: Tensor) -> tuple[Tensor, ...]:
         picked = (inp[examples.to(inp.device)] for inp in self._inputs)
         return tuple(_laid_out(inp, self._layout) for inp in picked)
 
 
-def _plain_masks(value: float) -> MakeMasks:
-    """Returns what makes masks of one value everywhere."""
+@contextmanager
+def _naming_scalars(call: ModelCall) -> Iterator[None]:
+    """Names an argument of one element that was repeated where a number was meant."""
+    try:
+        yield
+    except RuntimeError as error:
+        single = [
+            arg
+            for arg in call.additional_forward_args or ()
+            if isinstance(arg, Tensor) and arg.shape[:1] == (1,) and arg.numel() == 1
+        ]
+        if "cannot be converted to Scalar" not in f"{error}" or not single:
+            raise
+        raise ValueError(
+            "`additional_forward_args` has a tensor of one element for one example, "
+            "which is repeated for each perturbed one; give a number, or a tensor "
+            "without dimensions, for what all of them share."
+        ) from error
 
-    def masks(rows: Tensor, columns: Tensor, size: Sequence[int]) -> Tensor:
-        return torch.full((len(rows), *[1] * (1 + len(size))), value)
 
-    return masks
+def _rounding(output: Tensor) -> float:
+    """Returns by which share of the largest output memory formats may differ."""
+    half = output.dtype in (torch.float16, torch.bfloat16)
+    if half or torch.is_autocast_enabled(output.device.type):
+        return HALF_ROUNDING
+    if output.device.type != "cpu" and output.dtype == torch.float32:
+        return TF32_ROUNDING
+    return ROUNDING.get(output.dtype, ROUNDING[torch.float32])
 
 
 def _laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:

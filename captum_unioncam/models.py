@@ -20,8 +20,8 @@ from captum_unioncam._checks import did_you_mean
 from captum_unioncam._options import DEFAULT_MODEL
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam.errors import ConfigError, ModelError, one_line
+from captum_unioncam._layer_search import CONVOLUTIONS
 from captum_unioncam.layers import (
-    CONVOLUTIONS,
     find_layer,
     named_layer,
     swin_reshape,
@@ -217,6 +217,9 @@ def _load_torchvision(name: str, weights: str) -> Classifier:
             f"as weights, or use {DEFAULT_MODEL}, whose weights need no download"
         ) from error
     categories = metadata.meta["categories"]
+    if isinstance(model, models.DenseNet):
+        # A module in place of a function, so that the layer is what the head sees.
+        model.features.add_module("relu", torch.nn.ReLU())
     return _classifier(name, model, state, metadata.transforms(), categories)
 
 

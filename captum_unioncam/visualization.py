@@ -6,8 +6,8 @@ end of a notebook's cell, after ``%matplotlib inline``.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +23,27 @@ Array = npt.NDArray[np.floating[Any]]
 Statistics = float | Sequence[float] | Tensor | None
 
 PANEL_INCHES = 2.8  # the side of a square one
-TITLE_INCHES = 0.4
+TITLE_LINE_INCHES = 0.25
 WIDEST_INCHES = 20.0
 LARGEST_TITLE = 12.0  # in points
 TITLE_POINTS_PER_INCH = 6.5  # so that DenoisedGradCAM fits
 MOST_COLUMNS = 6
 MARK_COLOUR = "tab:red"
+NOTE_STYLE: dict[str, Any] = {
+    "horizontalalignment": "center",
+    "fontsize": "small",
+    "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2},
+}
 
 # How far un-normalised images may leave [0, 1] by rounding.
 RANGE_TOLERANCE = 1e-2
+
+
+class _Drawn(NamedTuple):
+    """A map as a mask of its image, (H, W), and what the picture says of it."""
+
+    mask: Array
+    note: str
 
 
 def overlays(
@@ -46,7 +58,8 @@ def overlays(
     r"""Draws the map of each image over it, in rows of six at most.
 
     Each map is shown as the mask that UnionCAM scores: resized to the image, then
-    scaled to [0, 1]. An image whose map is constant, or NaN, is shown alone.
+    scaled to [0, 1]. An image whose map is constant, or NaN, is shown alone, and the
+    panel says so; that of a map with negative values says its range.
 
     Args:
         inputs (Tensor): Images, (N, 3, H, W) or grey (N, 1, H, W): in [0, 1], or
@@ -84,7 +97,8 @@ def overlays(
             f"`titles` must be one for each of {len(inputs)} images, got {len(titles)}."
         )
     rows = math.ceil(len(inputs) / MOST_COLUMNS)
-    figure, axes = _grid(rows, math.ceil(len(inputs) / max(rows, 1)), pictures)
+    columns = math.ceil(len(inputs) / max(rows, 1))
+    figure, axes = _grid(rows, columns, pictures, rows * _lines(titles))
     for axis, picture, mask, title in zip(axes, pictures, masks, titles, strict=False):
         _draw(figure, axis, picture, mask, title)
     return _finished(figure, axes, len(inputs), color_bar)
@@ -143,7 +157,8 @@ def panels(
     if rows == 1:
         rows = math.ceil(count / MOST_COLUMNS)
         columns = math.ceil(count / rows)
-    figure, axes = _grid(rows, columns, pictures)
+    title_rows = rows if len(inputs) == 1 else 1
+    figure, axes = _grid(rows, columns, pictures, title_rows * _lines(maps))
     for number, picture in enumerate(pictures):
         start = number * columns
         _draw(figure, axes[start], picture, None, "" if number else "image")
@@ -200,8 +215,8 @@ def _for_channels(name: str, values: Statistics, images: Tensor) -> Tensor:
     return numbers.view(-1, 1, 1)
 
 
-def _masks(name: str, maps: Tensor, inputs: Tensor) -> list[Array]:
-    """Returns maps as masks of their images, (H, W) each."""
+def _masks(name: str, maps: Tensor, inputs: Tensor) -> list[_Drawn]:
+    """Returns maps as masks of their images."""
     _check_tensor(name, maps)
     shape = tuple(maps.shape)
     if len(shape) != 4 or shape[1] != 1 or len(maps) != len(inputs):
@@ -209,21 +224,41 @@ def _masks(name: str, maps: Tensor, inputs: Tensor) -> list[Array]:
             f"`{name}`: maps must be ({len(inputs)}, 1, h, w) for {len(inputs)} "
             f"images, got {shape}."
         )
-    masks = to_mask(at_least_float32(maps.detach()), inputs.shape[2:])  # (N, 1, H, W)
-    return list(masks[:, 0].cpu().numpy())
+    values = at_least_float32(maps.detach()).cpu()
+    masks = to_mask(values, inputs.shape[2:])  # (N, 1, H, W)
+    notes = [_note(one) for one in values]
+    return [
+        _Drawn(mask, note)
+        for mask, note in zip(masks[:, 0].numpy(), notes, strict=True)
+    ]
 
 
-def _grid(rows: int, columns: int, pictures: list[Array]) -> tuple[Figure, list[Axes]]:
+def _note(values: Tensor) -> str:
+    """Returns what a picture of a map does not show by itself."""
+    if not values.isfinite().all():
+        return "the map is not finite"
+    low, high = (float(value) for value in values.aminmax())
+    if low == high:
+        return "the map is constant"
+    return f"from {low:.2g} to {high:.2g}" if low < 0 else ""
+
+
+def _lines(titles: Iterable[str]) -> int:
+    """Returns the lines of the longest title."""
+    return max((title.count("\n") + 1 for title in titles), default=1)
+
+
+def _grid(
+    rows: int, columns: int, pictures: list[Array], title_lines: int
+) -> tuple[Figure, list[Axes]]:
     """Returns a figure of panels in the images' proportions, and of about one area."""
     if not pictures:
         raise ValueError("`inputs` must hold at least one image, got none.")
     height, width = pictures[0].shape[:2]
     side = PANEL_INCHES * math.sqrt(width / height)
     side = min(side, WIDEST_INCHES / columns)
-    figure = Figure(
-        figsize=(side * columns, side * height / width * rows + TITLE_INCHES),
-        layout="constrained",
-    )
+    inches = rows * side * height / width + title_lines * TITLE_LINE_INCHES
+    figure = Figure(figsize=(side * columns, inches), layout="compressed")
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
@@ -241,10 +276,11 @@ def _draw(
     figure: Figure,
     axis: Axes,
     picture: Array,
-    mask: Array | None,
+    drawn: _Drawn | None,
     title: str,
 ) -> None:
     """Draws one panel; a mask that is all zeros, or NaN, shows the image alone."""
+    mask = None if drawn is None else drawn.mask
     # Captum cannot normalize a map without a positive value.
     blank = mask is None or not mask.max() > 0
     visualization.visualize_image_attr(
@@ -258,6 +294,8 @@ def _draw(
         title=title,
         use_pyplot=False,
     )
+    if drawn is not None and drawn.note:
+        axis.text(0.5, 0.03, drawn.note, transform=axis.transAxes, **NOTE_STYLE)
     grid = axis.get_gridspec()
     inches = figure.get_size_inches()[0] / (grid.ncols if grid else 1)
     axis.title.set_fontsize(min(LARGEST_TITLE, inches * TITLE_POINTS_PER_INCH))

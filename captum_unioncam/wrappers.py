@@ -53,9 +53,10 @@ class SelectedOutput(Module):
         output = self.model(*args, **kwargs)
         parts = parts_of(output)
         if self.key not in parts:
-            # A ModelOutput of HuggingFace counts its parts too.
+            # A ModelOutput of HuggingFace counts its parts too, also from the end.
             if isinstance(self.key, int) and isinstance(output, Mapping | tuple | list):
-                parts = dict(enumerate(parts.values()))
+                places = list(parts.values())
+                parts = dict(enumerate(places, -len(places) if self.key < 0 else 0))
             elif isinstance(self.key, str) and hasattr(output, self.key):
                 parts[self.key] = getattr(output, self.key)  # a property
         if self.key not in parts:
@@ -201,15 +202,16 @@ class BoxScore(Module):
         for detections, box, label in zip(
             self.model(images), boxes, labels, strict=True
         ):
-            if not DETECTION <= parts_of(detections).keys():
+            parts = parts_of(detections)
+            if not DETECTION <= parts.keys():
                 raise TypeError(
                     "`model` must return for each image a dict of 'boxes', 'labels' "
-                    f"and 'scores', got {list(parts_of(detections))} of a "
+                    f"and 'scores', got {list(parts)} of a "
                     f"{type(detections).__name__}; wrap it in a module that does."
                 )
-            scores = detections["scores"]
-            overlap = _iou(detections["boxes"].detach(), box)
-            fits = (overlap >= self.iou_threshold) & (detections["labels"] == label)
+            scores = parts["scores"]
+            overlap = _iou(parts["boxes"].detach(), box)
+            fits = (overlap >= self.iou_threshold) & (parts["labels"] == label)
             # A zero that the scores depend on: no detection is no reason to fail.
             best = torch.cat([0 * scores.sum()[None], scores * fits]).max()
             found.append(best[None])

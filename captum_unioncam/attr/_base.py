@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam._captum import TargetType
-from captum_unioncam._checks import check_callable, warn_user
-from captum_unioncam._forward import LayerCall
+from captum_unioncam._checks import check_callable, check_instance, warn_user
+from captum_unioncam._forward import LayerCall, LayerTensor
 from captum_unioncam._maps import is_constant
 from captum_unioncam._reshape import ReshapeTransform
+from captum_unioncam._scoring import MaskScorer, ScoringOptions
 from captum_unioncam.layers import resolved_layer
 
 LISTED_EXAMPLES = 10
@@ -90,7 +91,7 @@ class CAMAttribution(LayerAttribution):
             inputs,
             target,
             additional_forward_args,
-            layer=self.layer,
+            layer=resolved_layer(self.forward_func, self.layer),  # it may be assigned
             # DataParallel on the CPU has no devices, and needs none.
             device_ids=self.device_ids or None,
             attribute_to_layer_input=attribute_to_layer_input,
@@ -107,6 +108,8 @@ class CAMAttribution(LayerAttribution):
             return maps.contiguous()
         # Unscaled maps may leave the range of a half type.
         largest = min(torch.finfo(dtype).max, torch.finfo(maps.dtype).max)
+        clipped = (maps.abs() > largest).flatten(1).any(1)
+        self._warn(clipped, f"clipped to {largest:.4g}, the largest {dtype}")
         return maps.clamp(-largest, largest).to(dtype).contiguous()
 
     def _warn(self, concerned: Tensor, reason: str) -> None:
@@ -119,7 +122,46 @@ class CAMAttribution(LayerAttribution):
             )
 
 
-class ScoringCAM(CAMAttribution, PerturbationAttribution):
+class PerturbingCAM(CAMAttribution, PerturbationAttribution):
+    """A CAM that runs the model on perturbed examples."""
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module | str,
+        device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> None:
+        r"""
+        Args:
+            forward_func, layer, device_ids, reshape_transform: See
+                :class:`GradientCAM`.
+            memory_format (torch.memory_format, optional): Of the perturbed images;
+                ``torch.preserve_format`` keeps that of ``inputs``. Default: None, which
+                is ``torch.channels_last``, the fastest for convolutions, if the model
+                has the same outputs for the whole images in it, else that of ``inputs``
+
+        Raises:
+            TypeError: If ``memory_format`` is not one, or as :class:`GradientCAM`.
+            ValueError: As :class:`GradientCAM`.
+        """
+        super().__init__(
+            forward_func, layer, device_ids, reshape_transform=reshape_transform
+        )
+        check_instance("memory_format", memory_format, torch.memory_format)
+        self.memory_format = memory_format
+
+    def _options(self, show_progress: bool, **options: Any) -> ScoringOptions:
+        """Bundles and checks the options of a call."""
+        progress = self.get_name() if show_progress else None
+        return ScoringOptions(
+            progress=progress, memory_format=self.memory_format, **options
+        )
+
+
+class ScoringCAM(PerturbingCAM):
     """A CAM that scores masked inputs, by the model or by a scoring function."""
 
     def __init__(
@@ -130,6 +172,7 @@ class ScoringCAM(CAMAttribution, PerturbationAttribution):
         *,
         reshape_transform: ReshapeTransform | None = None,
         scoring_func: Callable[..., Any] | None = None,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         r"""
         Args:
@@ -139,16 +182,27 @@ class ScoringCAM(CAMAttribution, PerturbationAttribution):
                 only faster, for the masked passes, such as
                 ``torch.compile(model, dynamic=True)``. The layer is read from
                 ``forward_func`` all the same. Default: None, which is ``forward_func``
+            memory_format: See :class:`AblationCAM`.
 
         Raises:
-            TypeError: If ``scoring_func`` is not callable, or as :class:`GradientCAM`.
+            TypeError: If ``scoring_func`` is not callable, or as :class:`AblationCAM`.
             ValueError: As :class:`GradientCAM`.
         """
         super().__init__(
-            forward_func, layer, device_ids, reshape_transform=reshape_transform
+            forward_func,
+            layer,
+            device_ids,
+            reshape_transform=reshape_transform,
+            memory_format=memory_format,
         )
         check_callable("scoring_func", scoring_func)
         self.scoring_func = scoring_func
+
+    def _scorer(self, layer: LayerTensor, options: ScoringOptions) -> MaskScorer:
+        """Returns what scores maps of a layer's rank, once it has scored the inputs."""
+        output = layer.output if self.scoring_func is None else None
+        call = layer.call.scored_by(self.scoring_func)
+        return MaskScorer(call, layer.activations.dim(), options, output)
 
 
 def weighted_map(weights: Tensor, activations: Tensor, *evidence: Tensor) -> Tensor:

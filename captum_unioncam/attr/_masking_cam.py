@@ -116,12 +116,12 @@ class MaskingCAM(ScoringCAM, ABC):
             >>> ScoreCAM(net, conv).attribute(torch.rand(2, 3, 8, 8), target=1).shape
             torch.Size([2, 1, 6, 6])
         """
-        options = ScoringOptions(
+        options = self._options(
+            show_progress,
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
             perturbations_per_eval=perturbations_per_eval,
-            progress=self.get_name() if show_progress else None,
         )
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
@@ -138,10 +138,9 @@ class MaskingCAM(ScoringCAM, ABC):
 
         ``changes`` gives what to make of each mask; the scores are averaged over them.
         """
-        scored_call = call.scored_by(self.scoring_func)
         results = []
         for layer in call.tensors():
-            scorer = MaskScorer(scored_call, layer.activations.dim(), options)
+            scorer = self._scorer(layer, options)
             maps, _ = scored_map(
                 self.weights, scorer, layer.activations, changes(scorer)
             )
@@ -185,6 +184,9 @@ def channels_to_score(activations: Tensor, max_channels: int | None) -> Tensor:
 def _has_top_variance(activations: Tensor, active: Tensor, count: int) -> Tensor:
     """Returns whether a channel is among the active ones of top variance, (N, K)."""
     entries = activations.flatten(2)  # (N, K, positions)
+    # As shares of the example's largest value, whose squares stay in range.
+    largest = entries.abs().amax((1, 2), keepdim=True)
+    entries = entries / torch.where(largest > 0, largest, 1)
     variance = (entries - entries.mean(2, keepdim=True)).square().mean(2)  # (N, K)
     # Constant ones last; among equals, a stable sort prefers the first channel.
     order = torch.where(active, variance, -1).argsort(

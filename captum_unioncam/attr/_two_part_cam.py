@@ -1,11 +1,12 @@
 """The template of the CAMs that unite a gradient map and a region map."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerAttribution
+from captum.attr import LayerAttribution, PerturbationAttribution
 from torch import Tensor
 from torch.nn import Module
 
@@ -14,7 +15,7 @@ from captum_unioncam._forward import LayerCall, LayerTensor
 from captum_unioncam._maps import at_least_float32
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
-from captum_unioncam.attr._base import ScoringCAM
+from captum_unioncam.attr._base import CAMAttribution, ScoringCAM
 from captum_unioncam.attr._masking_cam import scored_map
 
 
@@ -39,17 +40,18 @@ class TwoPartCAM(ScoringCAM):
         gradient_cam: LayerAttribution | None = None,
         region_cam: LayerAttribution | None = None,
         scoring_func: Callable[..., Any] | None = None,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         r"""
         Args:
-            forward_func, layer, device_ids, reshape_transform, scoring_func: See
-                :class:`ScoreCAM`.
+            forward_func, layer, device_ids, reshape_transform, scoring_func,
+                memory_format: See :class:`ScoreCAM`.
             gradient_cam (LayerAttribution, optional): Makes the gradient map in place
                 of the default: any instance that returns (N, 1, *layer_size), such as
-                Captum's LayerGradCam. It is called with Captum's common arguments only
-                (``theta`` and ``grad_kwargs`` are not for it), has a
-                ``reshape_transform`` of its own if it needs one, and its map is
-                rectified. Default: None
+                Captum's LayerGradCam. It gets Captum's common arguments, and
+                ``baselines`` and ``score_func`` if it takes them (``theta`` and
+                ``grad_kwargs`` are not for it); it has its own ``reshape_transform`` if
+                it needs one, and its map is rectified. Default: None
             region_cam (LayerAttribution, optional): Makes the region map, likewise
                 (``max_channels`` is not for it). Default: None
 
@@ -63,6 +65,7 @@ class TwoPartCAM(ScoringCAM):
             device_ids,
             reshape_transform=reshape_transform,
             scoring_func=scoring_func,
+            memory_format=memory_format,
         )
         check_instance("gradient_cam", gradient_cam, LayerAttribution)
         check_instance("region_cam", region_cam, LayerAttribution)
@@ -83,16 +86,21 @@ class TwoPartCAM(ScoringCAM):
             layers = call.differentiated_tensors(grad_kwargs)
         else:
             layers = call.tensors()
-        scored_call = call.scored_by(self.scoring_func)
-        return [
-            (layer, MaskScorer(scored_call, layer.activations.dim(), options))
-            for layer in layers
-        ]
+        return [(layer, self._scorer(layer, options)) for layer in layers]
 
-    def _gradient_map(self, layer: LayerTensor, theta: float) -> Tensor:
+    def _gradient_map(
+        self, layer: LayerTensor, scorer: MaskScorer, theta: float
+    ) -> Tensor:
         """Returns the gradient map, (N, 1, *spatial)."""
         if self.gradient_cam is not None:
-            return _map_of_part("gradient_cam", self.gradient_cam, layer)
+            return self._map_of_part("gradient_cam", layer, scorer)
+        without = ~layer.gradients.flatten(1).ne(0).any(1)  # (N,)
+        self._warn(
+            without,
+            "made without the gradient map: all gradients are zero, as after a "
+            ".detach() or .round(), in a reentrant checkpoint, or at a layer that the "
+            "target does not depend on",
+        )
         return self._default_gradient_map(layer.activations, layer.gradients, theta)
 
     def _region_map(
@@ -100,7 +108,7 @@ class TwoPartCAM(ScoringCAM):
     ) -> tuple[Tensor, Tensor]:
         """Returns the region map, (N, 1, *spatial), and the channels scored, (N,)."""
         if self.region_cam is not None:
-            maps = _map_of_part("region_cam", self.region_cam, layer)
+            maps = self._map_of_part("region_cam", layer, scorer)
             return maps, maps.new_zeros(len(maps), dtype=torch.long)
         return scored_map(self._default_region_weights, scorer, layer.activations)
 
@@ -119,27 +127,52 @@ class TwoPartCAM(ScoringCAM):
                         "replaces; leave it out, and set up the part itself."
                     )
 
-
-def _map_of_part(name: str, part: LayerAttribution, layer: LayerTensor) -> Tensor:
-    """Returns the rectified map that a user's part makes, (N, 1, *spatial)."""
-    call, activations = layer.call, layer.activations
-    shape = (len(activations), 1, *activations.shape[2:])
-    if call.batch_size == 0:  # Captum's methods read the first example
-        return activations.new_zeros(shape)
-    inputs = call.cloned_inputs()
-    maps = part.attribute(
-        inputs if len(inputs) > 1 else inputs[0],
-        target=call.target,
-        additional_forward_args=call.cloned_arguments(),
-        attribute_to_layer_input=call.attribute_to_layer_input,
-    )
-    maps = maps if isinstance(maps, tuple) else (maps,)
-    got = [tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in maps]
-    if layer.index >= len(maps) or got[layer.index] != shape:
-        raise ValueError(
-            f"`{name}` must return one map for each example, of the layer's size: "
-            f"expected {shape} for each of the layer's tensors, got {got}."
+    def _map_of_part(self, name: str, layer: LayerTensor, scorer: MaskScorer) -> Tensor:
+        """Returns the rectified map that a user's part makes, (N, 1, *spatial)."""
+        part: LayerAttribution = getattr(self, name)
+        call, activations = layer.call, layer.activations
+        shape = (len(activations), 1, *activations.shape[2:])
+        if call.batch_size == 0:  # Captum's methods read the first example
+            return activations.new_zeros(shape)
+        inputs = call.cloned_inputs()
+        maps = part.attribute(
+            inputs if len(inputs) > 1 else inputs[0],
+            target=call.target,
+            additional_forward_args=call.cloned_arguments(),
+            attribute_to_layer_input=call.attribute_to_layer_input,
+            **_options_of_part(name, part, scorer.options),
         )
-    # (N, 1, *spatial), without negative evidence, as the default parts.
-    part_map = maps[layer.index].detach().to(activations.device)
-    return F.relu(at_least_float32(part_map))
+        maps = maps if isinstance(maps, tuple) else (maps,)
+        got = [
+            tuple(m.shape) if isinstance(m, Tensor) else type(m).__name__ for m in maps
+        ]
+        if layer.index >= len(maps) or got[layer.index] != shape:
+            raise ValueError(
+                f"`{name}` must return one map for each example, of the layer's size: "
+                f"expected {shape} for each of the layer's tensors, got {got}."
+            )
+        # (N, 1, *spatial), without negative evidence, as the default parts.
+        part_map = maps[layer.index].detach().to(activations.device)
+        return F.relu(at_least_float32(part_map))
+
+
+def _options_of_part(
+    name: str, part: LayerAttribution, options: ScoringOptions
+) -> dict[str, Any]:
+    """Returns what a user's part must share with the union: baselines and scores.
+
+    Raises:
+        ValueError: If the part perturbs inputs, and does not take an option.
+    """
+    shared = {"baselines": options.baselines, "score_func": options.score_func}
+    given = {key: value for key, value in shared.items() if value is not None}
+    known = inspect.signature(part.attribute).parameters
+    for key in given:
+        ours = isinstance(part, CAMAttribution)  # takes every option that it needs
+        if key not in known and isinstance(part, PerturbationAttribution) and not ours:
+            raise ValueError(
+                f"`{key}` is not an option of the `{name}`, {type(part).__name__}, "
+                "which would perturb and score in another way; leave it out, or wrap "
+                "the part in a class that takes it."
+            )
+    return {key: value for key, value in given.items() if key in known}

@@ -1,7 +1,6 @@
 """AblationCAM: channels under the confidence that is lost without them."""
 
 import torch
-from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_unioncam._captum import (
@@ -13,11 +12,11 @@ from captum_unioncam._captum import (
 from captum_unioncam._confidence import ScoreFunc
 from captum_unioncam._forward import LayerTensor
 from captum_unioncam._scoring import ActivationScorer, ScoringOptions
-from captum_unioncam.attr._base import CAMAttribution, weighted_map
+from captum_unioncam.attr._base import PerturbingCAM, weighted_map
 from captum_unioncam.attr._masking_cam import channels_to_score
 
 
-class AblationCAM(CAMAttribution, PerturbationAttribution):
+class AblationCAM(PerturbingCAM):
     r"""Shows where the channels are that the model needs for the target.
 
     Each channel of the layer is set to zero, and the share of the score that is lost
@@ -75,20 +74,20 @@ class AblationCAM(CAMAttribution, PerturbationAttribution):
         :meth:`ScoreCAM.attribute`. No input is masked, so that inputs may have any
         rank.
         """
-        options = ScoringOptions(
+        options = self._options(
+            show_progress,
             score_func=score_func,
             max_channels=max_channels,
             perturbations_per_eval=perturbations_per_eval,
-            progress=self.get_name() if show_progress else None,
         )
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        maps = [
-            self._result(ablation_map(layer, options), layer.dtype)
-            for layer in call.tensors(replaceable=True)
-        ]
-        return format_output(tuple(maps))
+        results = []
+        for layer in call.tensors(replaceable=True):
+            maps = ablation_map(layer, options)
+            results.append(self._result(maps, layer.dtype))
+        return format_output(tuple(results))
 
 
 def ablation_map(layer: LayerTensor, options: ScoringOptions) -> Tensor:

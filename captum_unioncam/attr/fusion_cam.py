@@ -11,7 +11,7 @@ from captum_unioncam._checks import check_number
 from captum_unioncam._confidence import ScoreFunc
 from captum_unioncam._forward import LayerTensor
 from captum_unioncam._maps import min_max, scale_as_mask, spatial_dims
-from captum_unioncam._scoring import MaskScorer, ScoringOptions
+from captum_unioncam._scoring import MaskScorer
 from captum_unioncam.attr._base import nan_unless_finite, weighted_map
 from captum_unioncam.attr._fusion import (
     contribution_weights,
@@ -74,7 +74,7 @@ class FusionCAM(TwoPartCAM):
 
     def _fusion(self, layer: LayerTensor, scorer: MaskScorer, theta: float) -> Tensor:
         """Returns the fusion of the two maps, in the order of the class's equations."""
-        gradient_map = self._gradient_map(layer, theta)  # G
+        gradient_map = self._gradient_map(layer, scorer, theta)  # G
         region, _ = self._region_map(layer, scorer)  # R
         maps = torch.cat([gradient_map, region], 1)  # (N, 2, *spatial)
         gains = scorer.gains(maps)  # beta_G, beta_R: (N, 2)
@@ -111,12 +111,12 @@ class FusionCAM(TwoPartCAM):
         :meth:`UnionCAM.attribute`.
         """
         check_number("theta", theta, 0, 100)
-        options = ScoringOptions(
+        options = self._options(
+            show_progress,
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
             perturbations_per_eval=perturbations_per_eval,
-            progress=self.get_name() if show_progress else None,
         )
         self._check_options_of_parts(theta != THETA, grad_kwargs, max_channels)
         call = self._call(

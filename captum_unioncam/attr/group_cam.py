@@ -24,7 +24,7 @@ from captum_unioncam._maps import (
     scale_as_mask,
     spatial_dims,
 )
-from captum_unioncam._scoring import MaskScorer, ScoringOptions
+from captum_unioncam._scoring import ScoringOptions
 from captum_unioncam.attr._base import ScoringCAM, nan_unless_finite
 from captum_unioncam.attr._fusion import weighted_union
 
@@ -101,11 +101,11 @@ class GroupCAM(ScoringCAM, GradientAttribution):
         """
         check_integer("groups", groups)
         check_number("percentile", percentile, 0, 100)
-        options = ScoringOptions(
+        options = self._options(
+            show_progress,
             baselines=baselines,
             score_func=score_func,
             perturbations_per_eval=perturbations_per_eval,
-            progress=self.get_name() if show_progress else None,
         )
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
@@ -121,11 +121,11 @@ class GroupCAM(ScoringCAM, GradientAttribution):
         self, layer: LayerTensor, masks: Tensor, options: ScoringOptions
     ) -> Tensor:
         """Returns the sum of the groups' masks under their gains, (N, 1, *spatial)."""
-        call, dim = layer.call, masks.dim()
         if options.baselines is None:
-            blurry = blurred(call.inputs, dim, BLUR_SIGMA, BLUR_RADIUS)
+            inputs = layer.call.inputs
+            blurry = blurred(inputs, masks.dim(), BLUR_SIGMA, BLUR_RADIUS)
             options = replace(options, baselines=blurry)
-        scorer = MaskScorer(call.scored_by(self.scoring_func), dim, options)
+        scorer = self._scorer(layer, options)
         passes = int(is_active(masks).sum())
         with progress_bar(options.progress, passes) as bar:
             gains = scorer.gains(masks, bar)  # s_l: (N, groups)

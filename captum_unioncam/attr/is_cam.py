@@ -8,7 +8,6 @@ from captum_unioncam._baselines import Baselines
 from captum_unioncam._captum import TargetType, attribution_method
 from captum_unioncam._checks import check_integer
 from captum_unioncam._confidence import ScoreFunc
-from captum_unioncam._scoring import ScoringOptions
 from captum_unioncam.attr.score_cam import ScoreCAM
 
 # Naidu et al. 2020, the steps of the integral.
@@ -63,12 +62,12 @@ class ISCAM(ScoreCAM):
         ValueError.
         """
         check_integer("num_samples", num_samples)
-        options = ScoringOptions(
+        options = self._options(
+            show_progress,
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
             perturbations_per_eval=perturbations_per_eval,
-            progress=self.get_name() if show_progress else None,
         )
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input

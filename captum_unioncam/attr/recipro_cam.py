@@ -1,7 +1,6 @@
 """ReciproCAM: the confidence of each position of the layer alone."""
 
 import torch
-from captum.attr import PerturbationAttribution
 from torch import Tensor
 
 from captum_unioncam._captum import (
@@ -14,10 +13,10 @@ from captum_unioncam._confidence import ScoreFunc
 from captum_unioncam._forward import LayerTensor
 from captum_unioncam._maps import min_max
 from captum_unioncam._scoring import ActivationScorer, ScoringOptions
-from captum_unioncam.attr._base import CAMAttribution, nan_unless_finite
+from captum_unioncam.attr._base import PerturbingCAM, nan_unless_finite
 
 
-class ReciproCAM(CAMAttribution, PerturbationAttribution):
+class ReciproCAM(PerturbingCAM):
     r"""Shows the positions of a layer that are enough for the target.
 
     The layer's tensor is reduced to one position at a time, all channels of it, and the
@@ -70,19 +69,19 @@ class ReciproCAM(CAMAttribution, PerturbationAttribution):
         :meth:`ScoreCAM.attribute`. No input is masked, so that inputs may have any
         rank.
         """
-        options = ScoringOptions(
+        options = self._options(
+            show_progress,
             score_func=score_func,
             perturbations_per_eval=perturbations_per_eval,
-            progress=self.get_name() if show_progress else None,
         )
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        maps = [
-            self._result(position_map(layer, options), layer.dtype)
-            for layer in call.tensors(replaceable=True)
-        ]
-        return format_output(tuple(maps))
+        results = []
+        for layer in call.tensors(replaceable=True):
+            maps = position_map(layer, options)
+            results.append(self._result(maps, layer.dtype))
+        return format_output(tuple(results))
 
 
 def position_map(layer: LayerTensor, options: ScoringOptions) -> Tensor:

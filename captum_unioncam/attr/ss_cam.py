@@ -10,7 +10,7 @@ from captum_unioncam._baselines import Baselines
 from captum_unioncam._captum import TargetType, attribution_method
 from captum_unioncam._checks import check_instance, check_integer, check_number
 from captum_unioncam._confidence import ScoreFunc
-from captum_unioncam._scoring import MaskScorer, ScoringOptions
+from captum_unioncam._scoring import MaskScorer
 from captum_unioncam.attr._masking_cam import MaskChange
 from captum_unioncam.attr.score_cam import ScoreCAM
 
@@ -80,12 +80,12 @@ class SSCAM(ScoreCAM):
         check_integer("num_samples", num_samples)
         check_number("std", std, 0)
         check_instance("generator", generator, torch.Generator)
-        options = ScoringOptions(
+        options = self._options(
+            show_progress,
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
             perturbations_per_eval=perturbations_per_eval,
-            progress=self.get_name() if show_progress else None,
         )
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input

@@ -12,7 +12,7 @@ from captum_unioncam._checks import check_number
 from captum_unioncam._confidence import ScoreFunc
 from captum_unioncam._forward import LayerTensor
 from captum_unioncam._maps import is_active, min_max, scale_as_mask
-from captum_unioncam._scoring import MaskScorer, ScoringOptions
+from captum_unioncam._scoring import MaskScorer
 from captum_unioncam.attr._base import nan_unless_finite
 from captum_unioncam.attr._fusion import select_by_gain, weighted_union
 from captum_unioncam.attr._two_part_cam import TwoPartCAM
@@ -101,7 +101,7 @@ class UnionCAM(TwoPartCAM):
         self, layer: LayerTensor, scorer: MaskScorer, theta: float, select: bool
     ) -> tuple[Tensor, UnionCAMDetails]:
         """Returns the union of the two maps, in the order of the paper's Figure 1."""
-        denoised = self._gradient_map(layer, theta)  # AMD, Eqs. 1 to 3
+        denoised = self._gradient_map(layer, scorer, theta)  # AMD, Eqs. 1 to 3
         region, scored = self._region_map(layer, scorer)  # region map
         maps = torch.cat([denoised, region], 1)  # (N, 2, *spatial)
         gains = scorer.gains(maps)  # Eqs. 4, 5: (N, 2)
@@ -258,12 +258,12 @@ class UnionCAM(TwoPartCAM):
             torch.Size([2, 1, 6, 6])
         """
         check_number("theta", theta, 0, 100)
-        options = ScoringOptions(
+        options = self._options(
+            show_progress,
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
             perturbations_per_eval=perturbations_per_eval,
-            progress=self.get_name() if show_progress else None,
         )
         self._check_options_of_parts(theta != THETA, grad_kwargs, max_channels)
         call = self._call(

@@ -52,7 +52,7 @@ def make_gallery(
         if inputs is None:
             continue
         name = row["target_name"] or str(row["target"])
-        values = torch.tensor(maps[row["id"], row["method"]])[None, None]
+        values = torch.tensor(maps[row["id"], row["method"]], device="cpu")[None, None]
         drawn = panels(task.picture(inputs[None]), {name: values})
         png = png_of(drawn, GALLERY_DOTS_PER_INCH)
         value = row["metrics"][metric]

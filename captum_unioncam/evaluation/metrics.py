@@ -85,7 +85,9 @@ class Batch:
     def boxes(self) -> list[Tensor]:
         """Returns the boxes, (boxes, 4) each, xyxy, of the parts that are shown."""
         return [
-            torch.tensor([_extent(mask) for mask in masks if mask.any()]).view(-1, 4)
+            masks.new_tensor(
+                [_extent(mask) for mask in masks if mask.any()], dtype=torch.long
+            ).view(-1, 4)
             for masks in self.masks
         ]
 
@@ -180,7 +182,9 @@ def _infidelity_of_one(m: Measurement) -> Tensor:
 
     @infidelity_perturb_func_decorator(False)  # type: ignore[untyped-decorator]
     def perturb(inputs: Tensor) -> Tensor:
-        drawn = torch.randn(inputs.shape).to(inputs)  # the same on every device
+        drawn = torch.randn(inputs.shape, device="cpu").to(
+            inputs
+        )  # the same on every device
         return inputs - noise * drawn
 
     values: Tensor = infidelity(

@@ -134,9 +134,9 @@ def _chosen(count: int, config: EvaluationConfig) -> list[int]:
     """Returns the images to evaluate: all, or a random choice, in order."""
     if config.num_images is None or config.num_images >= count:
         return list(range(count))
-    generator = torch.Generator().manual_seed(config.seed)
-    chosen = torch.randperm(count, generator=generator)[: config.num_images]
-    return sorted(chosen.tolist())
+    generator = torch.Generator("cpu").manual_seed(config.seed)
+    order = torch.randperm(count, generator=generator, device="cpu")
+    return sorted(order[: config.num_images].tolist())
 
 
 def _remaining(

@@ -161,7 +161,9 @@ def _try(task: Task) -> None:
             task.black,
             target=[0],
             baselines=task.black,
-            masks=[torch.ones(1, *task.black.shape[2:], dtype=torch.bool)],
+            masks=[
+                task.black.new_ones(1, *task.black.shape[2:], dtype=torch.bool).cpu()
+            ],
             steps=1,
             seeds=[0],
         )

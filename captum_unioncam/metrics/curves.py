@@ -187,9 +187,8 @@ def area_under(curve: Tensor) -> Tensor:
 def _ranks(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Returns the place of each pixel in falling order of the map, (N, pixels)."""
     values = upsample(maps, size).flatten(1)  # (N, pixels)
-    shuffled = torch.randperm(
-        values.shape[1], generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator("cpu").manual_seed(0)
+    shuffled = torch.randperm(values.shape[1], generator=generator, device="cpu")
     shuffled = shuffled.to(values.device)
     # A stable sort leaves equal pixels in the shuffled order.
     order = values[:, shuffled].argsort(dim=1, descending=True, stable=True)

@@ -50,7 +50,7 @@ def boxes_to_masks(boxes: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         [[[0, 1, 1, 0], [0, 0, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]]]
     """
     pixel_boxes = _pixel_boxes(boxes, size)
-    masks = torch.zeros(len(pixel_boxes), 1, *size, dtype=torch.bool)
+    masks = torch.zeros(len(pixel_boxes), 1, *size, dtype=torch.bool, device="cpu")
     for mask, boxes_of_one in zip(masks[:, 0], pixel_boxes, strict=True):
         for x0, y0, x1, y1 in boxes_of_one.tolist():
             mask[y0:y1, x0:x1] = True
@@ -285,7 +285,7 @@ def _pixel_boxes(boxes: Sequence[Tensor], size: Sequence[int]) -> list[Tensor]:
     """Returns the boxes in whole pixels of the image, without those that are empty."""
     if not isinstance(size, Sequence) or len(size) != 2 or min(size) < 1:
         raise ValueError(f"`size` must be the image's height and width, got {size}.")
-    limits = torch.tensor([size[1], size[0]] * 2)
+    limits = torch.tensor([size[1], size[0]] * 2, device="cpu")
     found = []
     for index, own in enumerate(boxes):
         if not isinstance(own, Tensor):
@@ -323,7 +323,8 @@ def _largest_box(region: Tensor) -> Tensor:
     labels, _ = ndimage.label(region.numpy(), structure=[[1] * 3] * 3)
     pixels = torch.from_numpy(labels).flatten().bincount()[1:]  # without the rest
     rows, columns = ndimage.find_objects(labels)[int(pixels.argmax())]
-    return torch.tensor([columns.start, rows.start, columns.stop, rows.stop])
+    corners = [columns.start, rows.start, columns.stop, rows.stop]
+    return torch.tensor(corners, device="cpu")
 
 
 def _best_iou(box: Tensor, boxes: Tensor) -> float:

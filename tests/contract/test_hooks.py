@@ -27,7 +27,7 @@ pytestmark = CONTRACT_MARKS
 
 
 class Exploding:
-    """A forward function that raises on one of its calls."""
+    """A forward function that raises from one of its calls on."""
 
     def __init__(self, model, call, error):
         self.model, self.call, self.error = model, call, error
@@ -36,13 +36,13 @@ class Exploding:
     def __call__(self, *args):
         self.calls += 1
         output = self.model(*args)
-        if self.calls == self.call:
+        if self.call is not None and self.calls >= self.call:
             raise self.error
         return output
 
 
 class ExplodingLayer(nn.Module):
-    """A ReLU that raises on one of its calls."""
+    """A ReLU that raises from one of its calls on."""
 
     def __init__(self, call, error):
         super().__init__()
@@ -51,7 +51,7 @@ class ExplodingLayer(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        if self.calls == self.call:
+        if self.call is not None and self.calls >= self.call:
             raise self.error
         return F.relu(x)
 
@@ -125,9 +125,10 @@ def test_only_replaced_passes_see_a_hook(method, net, images, attribute_to_layer
     method(net, net.relu).attribute(
         images, 1, attribute_to_layer_input=attribute_to_layer_input
     )
-    assert seen[0] == 1
+    assert seen[0] > 0
     assert len(seen) > 2
-    assert set(seen[1:]) == {1 if method in REPLACING else 0}
+    assert seen[1] == 0  # the reference
+    assert set(seen[2:]) == {1 if method in REPLACING else 0}
 
 
 # Errors
