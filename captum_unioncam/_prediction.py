@@ -34,8 +34,13 @@ RIDGE = 1e-4
 CAUTION = 1.5
 # Gauss-Hermite quadrature of 5 nodes for a standard normal variable.
 NODES = (-2.8569700138728, -1.3556261799743, 0.0, 1.3556261799743, 2.8569700138728)
-NODE_WEIGHTS = (0.0112574113277, 0.2220759220056, 0.5333333333333)
-NODE_WEIGHTS += (0.2220759220056, 0.0112574113277)
+NODE_WEIGHTS = (
+    0.0112574113277,
+    0.2220759220056,
+    0.5333333333333,
+    0.2220759220056,
+    0.0112574113277,
+)
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,7 @@ def _pivots(covariances: Tensor, effects: Tensor, usable: Tensor, count: int) ->
         usable (Tensor): Which candidates can be chosen, (N, M); at least ``count``.
         count (int): How many to choose.
     """
-    pivots = []
+    pivots = [usable.new_empty(len(usable), 0, dtype=torch.long)]
     for _ in range(count):
         variances = covariances.diagonal(dim1=1, dim2=2).clamp_min(0) + NOISE  # (N, M)
         reduction = effects.square().sum(2) / variances

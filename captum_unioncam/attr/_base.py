@@ -206,6 +206,15 @@ class ScoringCAM(PerturbingCAM):
         call = layer.call.scored_by(self.scoring_func)
         return MaskScorer(call, layer.activations.dim(), options, output)
 
+    def _warn_of_fidelity(self, reached: Tensor, options: ScoringOptions) -> None:
+        """Warns of examples that ``max_channels`` kept from the fidelity asked for."""
+        if options.fidelity is not None:
+            self._warn(
+                reached < options.fidelity,
+                f"below the `fidelity` of {options.fidelity}, by the estimate, after "
+                f"{options.max_channels} scored channels; raise `max_channels`",
+            )
+
 
 def weighted_map(weights: Tensor, activations: Tensor, *evidence: Tensor) -> Tensor:
     """Returns L = ReLU(sum_k w_k * A_k), (N, 1, *spatial), in float32 or float64.

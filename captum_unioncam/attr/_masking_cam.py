@@ -6,7 +6,7 @@ channels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from captum_unioncam._layer_call import LayerCall
 from captum_unioncam._maps import is_active
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
 from captum_unioncam.attr._base import ScoringCAM, weighted_map
+from captum_unioncam.attr._channel_scores import score_channels
 
-ScoreWeights = Callable[[Tensor, Tensor], Tensor]
+# From scores to the weights of the channels, (N, K) each.
+ScoreWeights = Callable[[Tensor], Tensor]
 # From a mask, (P, 1, *size), to what is applied in its place; None leaves it unchanged.
 MaskChange = Callable[[Tensor], Tensor] | None
 
@@ -39,13 +41,11 @@ class MaskingCAM(ScoringCAM, ABC):
     """
 
     @abstractmethod
-    def weights(self, scores: Tensor, counted: Tensor) -> Tensor:
+    def weights(self, scores: Tensor) -> Tensor:
         """Returns the weights of the channels, (N, K): the equation of the method.
 
         Args:
             scores (Tensor): f_c of the inputs under each channel as a mask, (N, K).
-            counted (Tensor): Which channels take part, bool, (N, K): all, or those that
-                ``max_channels`` leaves.
         """
 
     @attribution_method
@@ -59,6 +59,7 @@ class MaskingCAM(ScoringCAM, ABC):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
+        fidelity: float | None = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
@@ -84,9 +85,14 @@ class MaskingCAM(ScoringCAM, ABC):
             score_func (Callable, optional): From the model's output to scores of the
                 same shape, such as torch.sigmoid. Default: None, which is softmax over
                 dimension 1 if it is larger than 1, and not applied to probabilities
-            max_channels (int, optional): Score and sum only the active channels with
-                the largest spatial variance, this many for each example. Default: None,
-                which is all, the paper
+            max_channels (int, optional): Score at most this many active channels of
+                each example, and predict the scores of the others from them: see
+                :ref:`predicted-scores`. Default: None, which is all, the paper
+            fidelity (float, optional): Score channels in rounds, until the estimated
+                correlation of the score-weighted map with the exact one reaches this,
+                in [0, 1], for each example on its own; ``max_channels`` is the upper
+                limit. An example that stays below it gives a warning. Default: None,
+                which scores as many as ``max_channels`` says
             perturbations_per_eval (int, optional): Masks for each example in one
                 forward pass; the result does not depend on it. Default: None, which is
                 6 masked inputs in all on the CPU and 64 elsewhere
@@ -121,6 +127,7 @@ class MaskingCAM(ScoringCAM, ABC):
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
+            fidelity=fidelity,
             perturbations_per_eval=perturbations_per_eval,
         )
         call = self._call(
@@ -141,11 +148,27 @@ class MaskingCAM(ScoringCAM, ABC):
         results = []
         for layer in call.tensors():
             scorer = self._scorer(layer, options)
-            maps, _ = scored_map(
+            scored = scored_map(
                 self.weights, scorer, layer.activations, changes(scorer)
             )
-            results.append(self._result(maps, layer.dtype))
+            self._warn_of_fidelity(scored.fidelity, options)
+            results.append(self._result(scored.maps, layer.dtype))
         return format_output(tuple(results))
+
+
+class ScoredMap(NamedTuple):
+    """A map whose weights come from scores.
+
+    Attributes:
+        maps (Tensor): (N, 1, *spatial).
+        channels (Tensor): How many channels were scored, int, (N,).
+        fidelity (Tensor): Estimated correlation of the score-weighted sum of the
+            channels with the exact one, (N,); 1 where no score is predicted.
+    """
+
+    maps: Tensor
+    channels: Tensor
+    fidelity: Tensor
 
 
 def scored_map(
@@ -153,43 +176,21 @@ def scored_map(
     scorer: MaskScorer,
     activations: Tensor,
     changes: Sequence[MaskChange] = (None,),
-) -> tuple[Tensor, Tensor]:
-    """Scores the channels as masks, and sums them under weights from their scores.
+) -> ScoredMap:
+    """Scores the channels as masks, and sums them under weights from their scores."""
+    limit, fidelity = scorer.options.max_channels, scorer.options.fidelity
+    most = is_active(activations).sum(1).clamp(max=limit or activations.shape[1])
+    with progress_bar(scorer.options.progress, len(changes) * int(most.sum())) as bar:
 
-    Returns:
-        The maps, (N, 1, *spatial), and how many channels of each example were scored,
-        (N,).
-    """
-    max_channels = scorer.options.max_channels
-    scored = channels_to_score(activations, max_channels)  # (N, K)
-    totals: Any = 0  # over the changes, outside of the engine
-    with progress_bar(scorer.options.progress, len(changes) * int(scored.sum())) as bar:
-        for change in changes:
-            masking = scorer.masking(activations, change)
-            totals = totals + scorer.score(scored, masking, bar)
-    scores: Tensor = totals / len(changes)  # (N, K)
-    counted = torch.ones_like(scored) if max_channels is None else scored
-    maps = weighted_map(weights(scores, counted), activations, scores)
-    return maps, scored.sum(1)
+        def score(chosen: Tensor) -> Tensor:
+            totals: Any = 0  # over the changes, outside of the engine
+            for change in changes:
+                masking = scorer.masking(activations, change)
+                totals = totals + scorer.score(chosen, masking, bar)
+            scores: Tensor = totals / len(changes)
+            return scores  # (N, K)
 
-
-def channels_to_score(activations: Tensor, max_channels: int | None) -> Tensor:
-    """Returns which channels to score, (N, K): all active ones, or the most varied."""
-    active = is_active(activations)
-    if max_channels is None:
-        return active
-    return active & _has_top_variance(activations, active, max_channels)
-
-
-def _has_top_variance(activations: Tensor, active: Tensor, count: int) -> Tensor:
-    """Returns whether a channel is among the active ones of top variance, (N, K)."""
-    entries = activations.flatten(2)  # (N, K, positions)
-    # As shares of the example's largest value, whose squares stay in range.
-    largest = entries.abs().amax((1, 2), keepdim=True)
-    entries = entries / torch.where(largest > 0, largest, 1)
-    variance = (entries - entries.mean(2, keepdim=True)).square().mean(2)  # (N, K)
-    # Constant ones last; among equals, a stable sort prefers the first channel.
-    order = torch.where(active, variance, -1).argsort(
-        dim=1, descending=True, stable=True
-    )
-    return torch.zeros_like(active).scatter(1, order[:, :count], True)
+        baseline = scorer.reference_scores
+        result = score_channels(score, activations, baseline, limit, fidelity)
+    maps = weighted_map(weights(result.scores), activations, result.scores)
+    return ScoredMap(maps, result.measured.sum(1), result.fidelity)

@@ -16,7 +16,7 @@ from captum_unioncam._maps import at_least_float32
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
 from captum_unioncam.attr._base import CAMAttribution, ScoringCAM
-from captum_unioncam.attr._masking_cam import scored_map
+from captum_unioncam.attr._masking_cam import ScoredMap, scored_map
 
 
 class TwoPartCAM(ScoringCAM):
@@ -27,8 +27,8 @@ class TwoPartCAM(ScoringCAM):
 
     # From activations, gradients and theta to the gradient map, (N, 1, *spatial).
     _default_gradient_map: Callable[[Tensor, Tensor, float], Tensor]
-    # From scores and which channels are counted, (N, K) each, to weights, (N, K).
-    _default_region_weights: Callable[[Tensor, Tensor], Tensor]
+    # From scores to the weights of the channels, (N, K) each.
+    _default_region_weights: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class TwoPartCAM(ScoringCAM):
                 ``grad_kwargs`` are not for it); it has its own ``reshape_transform`` if
                 it needs one, and its map is rectified. Default: None
             region_cam (LayerAttribution, optional): Makes the region map, likewise
-                (``max_channels`` is not for it). Default: None
+                (``max_channels`` and ``fidelity`` are not for it). Default: None
 
         Raises:
             TypeError: If a part is not an instance, or as :class:`ScoreCAM`.
@@ -103,24 +103,26 @@ class TwoPartCAM(ScoringCAM):
         )
         return self._default_gradient_map(layer.activations, layer.gradients, theta)
 
-    def _region_map(
-        self, layer: LayerTensor, scorer: MaskScorer
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the region map, (N, 1, *spatial), and the channels scored, (N,)."""
+    def _region_map(self, layer: LayerTensor, scorer: MaskScorer) -> ScoredMap:
+        """Returns the region map, (N, 1, *spatial), and how it was scored."""
         if self.region_cam is not None:
             maps = self._map_of_part("region_cam", layer, scorer)
-            return maps, maps.new_zeros(len(maps), dtype=torch.long)
-        return scored_map(self._default_region_weights, scorer, layer.activations)
+            none = maps.new_zeros(len(maps), dtype=torch.long)
+            return ScoredMap(maps, none, torch.ones_like(none).double())
+        scored = scored_map(self._default_region_weights, scorer, layer.activations)
+        self._warn_of_fidelity(scored.fidelity, scorer.options)
+        return scored
 
     def _check_options_of_parts(
-        self, changed_theta: bool, grad_kwargs: object, max_channels: object
+        self, changed_theta: bool, grad_kwargs: object, options: ScoringOptions
     ) -> None:
         """Refuses options of a default part that a user's part has replaced."""
-        for part, options in (
+        few, fidelity = options.max_channels, options.fidelity
+        for part, given_options in (
             ("gradient_cam", {"theta": changed_theta, "grad_kwargs": grad_kwargs}),
-            ("region_cam", {"max_channels": max_channels}),
+            ("region_cam", {"max_channels": few, "fidelity": fidelity is not None}),
         ):
-            for name, given in options.items():
+            for name, given in given_options.items():
                 if given and getattr(self, part) is not None:
                     raise ValueError(
                         f"`{name}` is an option of the default part, which `{part}` "

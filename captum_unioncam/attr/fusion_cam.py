@@ -75,7 +75,7 @@ class FusionCAM(TwoPartCAM):
     def _fusion(self, layer: LayerTensor, scorer: MaskScorer, theta: float) -> Tensor:
         """Returns the fusion of the two maps, in the order of the class's equations."""
         gradient_map = self._gradient_map(layer, scorer, theta)  # G
-        region, _ = self._region_map(layer, scorer)  # R
+        region = self._region_map(layer, scorer).maps  # R
         maps = torch.cat([gradient_map, region], 1)  # (N, 2, *spatial)
         gains = scorer.gains(maps)  # beta_G, beta_R: (N, 2)
         scaled = scale_as_mask(maps, scorer.mask_size)
@@ -98,6 +98,7 @@ class FusionCAM(TwoPartCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
+        fidelity: float | None = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         grad_kwargs: dict[str, Any] | None = None,
@@ -116,9 +117,10 @@ class FusionCAM(TwoPartCAM):
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
+            fidelity=fidelity,
             perturbations_per_eval=perturbations_per_eval,
         )
-        self._check_options_of_parts(theta != THETA, grad_kwargs, max_channels)
+        self._check_options_of_parts(theta != THETA, grad_kwargs, options)
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )

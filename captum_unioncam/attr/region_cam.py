@@ -1,6 +1,5 @@
 """RegionCAM: channels under the scores of what they show, UnionCAM's other part."""
 
-import torch
 from torch import Tensor
 
 from captum_unioncam.attr._masking_cam import MaskingCAM
@@ -33,11 +32,11 @@ class RegionCAM(MaskingCAM):
     exact score. Memory does not grow with the number of channels.
     """
 
-    def weights(self, scores: Tensor, counted: Tensor) -> Tensor:
+    def weights(self, scores: Tensor) -> Tensor:
         """Returns the scores, (N, K)."""
-        return region_weights(scores, counted)
+        return region_weights(scores)
 
 
-def region_weights(scores: Tensor, counted: Tensor) -> Tensor:
-    """Returns the weights of the region map: the scores of the counted channels."""
-    return torch.where(counted, scores, 0)
+def region_weights(scores: Tensor) -> Tensor:
+    """Returns the weights of the region map, (N, K): the scores themselves."""
+    return scores

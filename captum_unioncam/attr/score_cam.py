@@ -1,6 +1,5 @@
 """ScoreCAM: channels under a softmax of the confidence that each one adds."""
 
-import torch
 from torch import Tensor
 
 from captum_unioncam.attr._masking_cam import MaskingCAM
@@ -30,7 +29,7 @@ class ScoreCAM(MaskingCAM):
 
     Note: A softmax of confidences, which are in [0, 1], is close to uniform. Of raw
     outputs (``score_func=lambda output: output``), as in other packages, it is close to
-    choosing one channel. ``max_channels`` is the known speed-up Faster-Score-CAM.
+    choosing one channel.
 
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
     couples the examples. The mode is not changed: call ``model.eval()`` first.
@@ -39,15 +38,14 @@ class ScoreCAM(MaskingCAM):
     Memory does not grow with the number of channels.
     """
 
-    def weights(self, scores: Tensor, counted: Tensor) -> Tensor:
+    def weights(self, scores: Tensor) -> Tensor:
         """Returns alpha, (N, K)."""
-        return increase_weights(scores, counted)
+        return increase_weights(scores)
 
 
-def increase_weights(scores: Tensor, counted: Tensor) -> Tensor:
-    """Returns the softmax of the increases over the counted channels; 0 elsewhere.
+def increase_weights(scores: Tensor) -> Tensor:
+    """Returns the softmax of the increases, (N, K).
 
     The baseline's score, which all increases have in common, cancels.
     """
-    values = scores.masked_fill(~counted, -torch.inf)
-    return torch.where(counted, values.softmax(1), 0)
+    return scores.softmax(1)

@@ -61,6 +61,7 @@ class SSCAM(ScoreCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
+        fidelity: float | None = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
@@ -85,6 +86,7 @@ class SSCAM(ScoreCAM):
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
+            fidelity=fidelity,
             perturbations_per_eval=perturbations_per_eval,
         )
         call = self._call(

@@ -42,6 +42,8 @@ class UnionCAMDetails:
         active_channels (Tensor): Channels that are not constant, int.
         scored_channels (Tensor): Channels that were scored, int; 0 with a
             ``region_cam``.
+        fidelity (Tensor): Estimated correlation of the region map with the exact one, 1
+            where no score was predicted.
     """
 
     denoised_map: Tensor
@@ -55,6 +57,7 @@ class UnionCAMDetails:
     total_channels: Tensor
     active_channels: Tensor
     scored_channels: Tensor
+    fidelity: Tensor
 
 
 class UnionCAM(TwoPartCAM):
@@ -102,7 +105,8 @@ class UnionCAM(TwoPartCAM):
     ) -> tuple[Tensor, UnionCAMDetails]:
         """Returns the union of the two maps, in the order of the paper's Figure 1."""
         denoised = self._gradient_map(layer, scorer, theta)  # AMD, Eqs. 1 to 3
-        region, scored = self._region_map(layer, scorer)  # region map
+        scored = self._region_map(layer, scorer)  # region map
+        region = scored.maps
         maps = torch.cat([denoised, region], 1)  # (N, 2, *spatial)
         gains = scorer.gains(maps)  # Eqs. 4, 5: (N, 2)
         scaled = scale_as_mask(maps, scorer.mask_size)
@@ -120,9 +124,10 @@ class UnionCAM(TwoPartCAM):
             region_gain=gains[:, 1],
             fused_gain=fused_gain,
             fused_selected=selected,
-            total_channels=torch.full_like(scored, layer.activations.shape[1]),
+            total_channels=torch.full_like(scored.channels, layer.activations.shape[1]),
             active_channels=is_active(layer.activations).sum(1),
-            scored_channels=scored,
+            scored_channels=scored.channels,
+            fidelity=scored.fidelity,
         )
         scaled_union = min_max(union if select else fused)
         return nan_unless_finite(scaled_union, maps, gains, fused_gain), details
@@ -139,6 +144,7 @@ class UnionCAM(TwoPartCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
+        fidelity: float | None = None,
         select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
@@ -158,6 +164,7 @@ class UnionCAM(TwoPartCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
+        fidelity: float | None = None,
         select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
@@ -179,6 +186,7 @@ class UnionCAM(TwoPartCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
+        fidelity: float | None = None,
         select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
@@ -216,9 +224,14 @@ class UnionCAM(TwoPartCAM):
             score_func (Callable, optional): From the model's output to scores of the
                 same shape, such as torch.sigmoid. Default: None, which is softmax over
                 dimension 1 if it is larger than 1, and not applied to probabilities
-            max_channels (int, optional): Score and sum only the active channels with
-                the largest spatial variance, this many for each example. Default: None,
-                which is all, the paper
+            max_channels (int, optional): Score at most this many active channels of
+                each example, and predict the scores of the others from them: see
+                :ref:`predicted-scores`. Default: None, which is all, the paper
+            fidelity (float, optional): Score channels in rounds, until the estimated
+                correlation of the region map with the exact one reaches this,
+                in [0, 1], for each example on its own; ``max_channels`` is the upper
+                limit. An example that stays below it gives a warning. Default: None,
+                which scores as many as ``max_channels`` says
             select (bool, optional): Select by Eq. 8. False keeps the fused map (AMU
                 without AMS), for ablation studies. Default: True
             perturbations_per_eval (int, optional): Masks for each example in one
@@ -263,9 +276,10 @@ class UnionCAM(TwoPartCAM):
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
+            fidelity=fidelity,
             perturbations_per_eval=perturbations_per_eval,
         )
-        self._check_options_of_parts(theta != THETA, grad_kwargs, max_channels)
+        self._check_options_of_parts(theta != THETA, grad_kwargs, options)
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )

@@ -1,0 +1,106 @@
+"""Scores of a layer's channels as masks: of all of them, or of a few with the others.
+
+The others are predicted: see :mod:`captum_unioncam._prediction`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_unioncam._maps import is_active
+from captum_unioncam._prediction import (
+    Masks,
+    estimated_fidelity,
+    first_channels,
+    next_channels,
+    predict,
+)
+
+# From which channels to score, (N, K), to their scores, (N, K).
+Score = Callable[[Tensor], Tensor]
+
+# A round scores this many channels of each example, or this share of those before it.
+ROUND = 4
+ROUND_SHARE = 1 / 8
+# The estimated fidelity counts from this many scored channels on.
+FEWEST = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelScores:
+    """The scores of the channels, measured or predicted.
+
+    Attributes:
+        scores (Tensor): (N, K).
+        measured (Tensor): Which active channels were scored, bool, (N, K).
+        fidelity (Tensor): Estimated correlation of the map that the scores weight with
+            the map under exact scores, (N,): 1 where none was predicted, NaN where one
+            is not finite.
+    """
+
+    scores: Tensor
+    measured: Tensor
+    fidelity: Tensor
+
+
+def score_channels(
+    score: Score,
+    activations: Tensor,
+    baseline_scores: Tensor,
+    max_channels: int | None,
+    fidelity: float | None,
+) -> ChannelScores:
+    """Scores the active channels of each example, or a few of them in rounds.
+
+    Each example stops on its own, at ``max_channels``, or where its estimated fidelity
+    reaches ``fidelity``. Its scores are exact where that leaves no channel.
+
+    Args:
+        score (Callable): Scores channels as masks.
+        activations (Tensor): The layer's channels, (N, K, *spatial).
+        baseline_scores (Tensor): The exact score of constant channels, (N,).
+        max_channels (int, optional): The most channels to score.
+        fidelity (float, optional): The fidelity to reach, in [0, 1].
+    """
+    active = is_active(activations)  # (N, K)
+    exact = torch.ones(len(active), dtype=torch.float64, device=active.device)
+    if max_channels is None and fidelity is None:
+        return ChannelScores(score(active), active, exact)
+    counts, limit = active.sum(1), active.shape[1]
+    limit = limit if max_channels is None else min(max_channels, limit)
+    baseline_scores = baseline_scores.to(active.device)
+    scores = baseline_scores[:, None].repeat(1, active.shape[1])  # (N, K)
+    measured, reached = torch.zeros_like(active), exact
+    rows = torch.arange(len(active), device=active.device)  # those that go on, (R,)
+    known = rows.new_empty(len(rows), 0)  # their channels that are measured, (R, k)
+    while len(rows):
+        size = known.shape[1]
+        total = min(limit, size + max(ROUND, int(size * ROUND_SHARE)))
+        # What has no more channels than it may have passes is exact.
+        whole = counts[rows] <= (limit if fidelity is None else total)
+        chosen = torch.zeros_like(active)
+        chosen[rows[whole]] = active[rows[whole]] & ~measured[rows[whole]]
+        reached[rows[whole]] = 1
+        rows, known = rows[~whole], known[~whole]
+        masks = Masks.of(activations[rows], active[rows])
+        if size == 0:
+            new = first_channels(masks, total)
+        else:
+            given = scores[rows].gather(1, known)
+            prediction = predict(masks, known, given, baseline_scores[rows])
+            new, error = next_channels(masks, prediction, total - size)
+            reached[rows] = estimated_fidelity(masks, prediction.scores, error).double()
+            predicted = prediction.scores[:, :-1].to(scores)
+            scores[rows] = torch.where(measured[rows], scores[rows], predicted)
+            # A score of NaN, whose map is NaN, has an estimate of NaN.
+            on = reached[rows].isfinite() & (size < limit)
+            if fidelity is not None and size >= FEWEST:
+                on &= reached[rows] < fidelity
+            rows, known, new = rows[on], known[on], new[on]
+        chosen[rows] = chosen[rows].scatter(1, new, True)
+        scores = torch.where(chosen, score(chosen), scores)
+        measured |= chosen
+        known = torch.cat([known, new], 1)
+    return ChannelScores(scores, measured, reached)
