@@ -36,7 +36,7 @@ class ActivationScorer(Scorer):
 
         # A single example is repeated where several edits will share a batch, to check
         # that the output has one row per input.
-        repeats = 2 if layer.call.batch_size == 1 and self._chunk > 1 else 1
+        repeats = 2 if layer.call.batch_size == 1 and self._chunk.now > 1 else 1
         self._replacement: Replacement | None = None
         with eager():  # as the edits will run, to the last bit
             scores = self._score_references(repeats, unedited)

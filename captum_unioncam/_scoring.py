@@ -20,8 +20,8 @@ from captum_unioncam._checks import (
     check_callable,
     check_integer,
     check_number,
-    warn_user,
 )
+from captum_unioncam._chunks import chunk_size
 from captum_unioncam._confidence import (
     ScoreFunc,
     check_scores,
@@ -37,14 +37,6 @@ Perturb = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 # From examples, (P,), columns, (P,), and the spatial size of an input to masks for it,
 # (P, 1, *size).
 MakeMasks = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
-
-# Perturbed examples in one forward pass. On a CPU, batches of two to eight ran about
-# twice as fast for each image as batches of 64. Six were best for a light net and near
-# the best for heavy ones: at eight, some activations of 224 x 224 images pass the 32
-# MiB above which glibc takes every buffer anew from the system. An accelerator needs
-# more to be busy.
-CPU_CHUNK = 6
-ACCELERATOR_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -113,10 +105,10 @@ class Scorer(ABC):
         self.options = options
         self._call = call
         self._inputs = call.inputs
-        if options.perturbations_per_eval is None:
-            self._chunk = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
-        else:
-            self._chunk = options.perturbations_per_eval * call.batch_size
+        self._device = device
+        given = options.perturbations_per_eval
+        given = given and given * max(1, call.batch_size)
+        self._chunk = chunk_size(call.forward_func, call.inputs, given)
         self._target = call.target
         if isinstance(self._target, Tensor) and self._target.numel() == 1:
             self._target = self._target.item()  # which Captum would read in each chunk
@@ -156,10 +148,11 @@ class Scorer(ABC):
         A chunk that does not fit the device's memory is halved.
         """
         numbers = examples.tolist()  # nothing in the loop waits for the device
-        first_chunk, start = self._chunk, 0
+        start = 0
         while start < len(numbers):
-            chunk = slice(start, start + self._chunk)
+            chunk = slice(start, start + self._chunk.now)
             rows = examples[chunk]
+            started = self._chunk.clock(self._device, len(numbers) - start)
             try:
                 # The inputs have no name, so that they are freed before the next chunk.
                 output = self._call.run(
@@ -168,19 +161,14 @@ class Scorer(ABC):
             except torch.cuda.OutOfMemoryError:
                 if len(rows) == 1:
                     raise
-                self._chunk = len(rows) // 2
             else:
+                self._chunk.record(started, self._device)
                 yield chunk, output, _pick(self._target, rows, numbers[chunk])
                 start += len(rows)
                 continue
             # The error's traceback, which held the chunk's tensors, is gone here.
+            self._chunk.halve(len(rows))
             torch.cuda.empty_cache()
-        if self._chunk < first_chunk:
-            warn_user(
-                f"{first_chunk} perturbed inputs did not fit the device's memory "
-                f"together; continued with {self._chunk}. Pass a smaller "
-                "`perturbations_per_eval`."
-            )
 
     def _lay_out(self, layout: torch.memory_format) -> None:
         """Brings the images among the inputs into a memory format."""

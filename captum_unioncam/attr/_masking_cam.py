@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from captum_unioncam._baselines import Baselines
@@ -94,8 +93,8 @@ class MaskingCAM(ScoringCAM, ABC):
                 limit. An example that stays below it gives a warning. Default: None,
                 which scores as many as ``max_channels`` says
             perturbations_per_eval (int, optional): Masks for each example in one
-                forward pass; the result does not depend on it. Default: None, which is
-                6 masked inputs in all on the CPU and 64 elsewhere
+                forward pass; the result does not depend on it. Default: None, which
+                tries a few numbers in a long call, and stays with the fastest
             show_progress (bool, optional): Show a progress bar on stderr. Default:
                 False
 

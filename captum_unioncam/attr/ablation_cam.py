@@ -70,8 +70,8 @@ class AblationCAM(PerturbingCAM):
                 Costs 1 forward and 1 backward pass of the batch. Default: None, which
                 is all, the paper
             perturbations_per_eval (int, optional): Ablations for each example in one
-                forward pass; the result does not depend on it. Default: None, which is
-                6 in all on the CPU and 64 elsewhere
+                forward pass; the result does not depend on it. Default: None, which
+                tries a few numbers in a long call, and stays with the fastest
 
         All other arguments, the return value and the errors are those of
         :meth:`ScoreCAM.attribute`. No input is masked, so that inputs may have any

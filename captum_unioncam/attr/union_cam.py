@@ -235,8 +235,8 @@ class UnionCAM(TwoPartCAM):
             select (bool, optional): Select by Eq. 8. False keeps the fused map (AMU
                 without AMS), for ablation studies. Default: True
             perturbations_per_eval (int, optional): Masks for each example in one
-                forward pass; the result does not depend on it. Default: None, which is
-                6 masked inputs in all on the CPU and 64 elsewhere
+                forward pass; the result does not depend on it. Default: None, which
+                tries a few numbers in a long call, and stays with the fastest
             show_progress (bool, optional): Show a progress bar on stderr. Default:
                 False
             return_details (bool, optional): Return the components and their scores too.
