@@ -44,6 +44,16 @@ class ModelError(UserError):
     """A model, its weights or its layer cannot be loaded."""
 
 
+def mark_known_to_all(error: BaseException) -> None:
+    """Notes that all processes of a run know of an error: one of them tells of it."""
+    error.known_to_all = True  # type: ignore[attr-defined]
+
+
+def is_known_to_all(error: BaseException) -> bool:
+    """Returns whether all processes of a run know of an error."""
+    return getattr(error, "known_to_all", False)
+
+
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error that is not empty, shortened.
 

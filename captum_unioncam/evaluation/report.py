@@ -11,8 +11,13 @@ from typing import Any
 from captum_unioncam._files import strict_json, write_whole
 from captum_unioncam.evaluation.document import Section, html, markdown
 from captum_unioncam.evaluation.sections import GalleryItem, report_sections
-from captum_unioncam.evaluation.statistics import COST, list_failures, summarize
-from captum_unioncam.evaluation.storage import Row
+from captum_unioncam.evaluation.statistics import (
+    COST,
+    count_maps,
+    list_failures,
+    summarize,
+)
+from captum_unioncam.evaluation.row import Row
 
 CONTEXT = (
     "command",
@@ -24,7 +29,8 @@ CONTEXT = (
     "seed",
     "versions",
 )
-FORMULA = ("=", "+", "-", "@")
+# What a cell that a spreadsheet would run starts with, half and full width.
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def write_report(
@@ -47,7 +53,8 @@ def write_report(
         context (Mapping[str, Any]): What was run, all of it JSON: ``command`` (str),
             ``config`` (dict), ``hardware`` (str), ``images`` (int), ``methods`` (list
             of labels), ``metrics`` (list of names), ``seed`` (int), ``versions``
-            (dict). Further entries go to report.json.
+            (dict), and, if it is known, ``layer`` (dict of ``name`` and ``size``).
+            Further entries go to report.json.
         gallery (Mapping[str, Sequence[GalleryItem]], optional): Pictures to show for
             methods. Default: None
         further (Sequence[Section], optional): What else to say, at the end. Default: ()
@@ -79,12 +86,15 @@ def write_report(
         method: {name: asdict(value) for name, value in values.items()}
         for method, values in summary.items()
     }
+    maps = count_maps(rows, context["methods"])
+    counts = {method: asdict(count) for method, count in maps.items()}
     texts = {
         "report.md": markdown(sections),
         "report.html": html(sections),
         "results.csv": _csv(rows, context["metrics"]),
         "report.json": strict_json(
-            {**context, "results": results, "failures": failures}, indent=2
+            {**context, "results": results, "maps": counts, "failures": failures},
+            indent=2,
         )
         + "\n",
     }
@@ -101,13 +111,13 @@ def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """Returns a line a row, with the metrics as columns; undefined values are empty."""
 
     def cell(value: Any) -> Any:
-        if isinstance(value, str) and value.startswith(FORMULA):
+        if isinstance(value, str) and _is_formula(value):
             return f"'{value}"  # which spreadsheets would run
         undefined = isinstance(value, float) and not math.isfinite(value)
         return None if undefined else value
 
     image = ("index", "id", "target", "target_name", "method")
-    names = [*image, *metrics, *COST, "error"]
+    names = [*image, *metrics, "constant_map", "broken_map", *COST, "error"]
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(names)
@@ -115,3 +125,14 @@ def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
         values = {**row.get("metrics", {}), **row}
         writer.writerow([cell(values.get(name)) for name in names])
     return buffer.getvalue()
+
+
+def _is_formula(text: str) -> bool:
+    """Returns whether a spreadsheet may take a text for a formula, or for two cells.
+
+    Spaces and characters that are not shown, before it, do not keep it from that.
+    """
+    if text.startswith(("\t", "\r", "\n")):
+        return True
+    shown = (i for i, c in enumerate(text) if c.isprintable() and not c.isspace())
+    return text[next(shown, 0) :].startswith(FORMULA)

@@ -74,8 +74,8 @@ def test_imagenet_is_in_torchvisions_layout(tmp_path):
         picture().save(tmp_path / "val" / wnid / "image.JPEG")
     entries = open_data(f"imagenet:{tmp_path}")
     assert [(e.name, e.label) for e in entries] == [
-        ("val/n01/image.JPEG", 0),
-        ("val/n02/image.JPEG", 1),
+        ("val/n01/image.JPEG", "n01"),
+        ("val/n02/image.JPEG", "n02"),
     ]
 
 
