@@ -84,7 +84,8 @@ class Classifier:
             return [name for name in names.values() if name.endswith(end)][-1]
         grey = Image.new("RGB", (256, 256), "grey")
         device = next(self.model.parameters()).device
-        inputs = self.preprocess(grey).unsqueeze(0).to(device)
+        with torch.device("cpu"):  # where torchvision's transforms work
+            inputs = self.preprocess(grey).unsqueeze(0).to(device)
         try:
             return names[find_layer(self.model, inputs)]
         except ValueError as error:
@@ -291,11 +292,7 @@ def _load(path: str) -> Any:
 
 
 def _state_in(loaded: Any) -> dict[str, Tensor]:
-    """Returns the state dict that a file's content is, or holds.
-
-    Raises:
-        ValueError: If there is none, there are several, or values are missing.
-    """
+    """Returns the one state dict that a file's content is, or holds."""
     state = loaded
     if isinstance(loaded, dict) and not _is_state(loaded):
         nested = [name for name in NESTED if _is_state(loaded.get(name))]

@@ -109,13 +109,16 @@ def _texts(function: Any) -> list[str]:
         return [f"{module}.{name}"]
     try:
         return [name, inspect.getsource(function)]
-    # Typed in a console, made by exec, or in a file that is gone.
-    except (OSError, TypeError, SyntaxError):
+    # Typed in a console, made by exec, or in a file that is gone: each has its error.
+    except Exception:
         return [name, *_code_texts(function)]
 
 
-def _code_texts(member: Any) -> list[str]:
-    """Returns the code of a function, or of a class and of what it holds, as text."""
+def _code_texts(member: Any, within: tuple[type, ...] = ()) -> list[str]:
+    """Returns the code of a function, or of a class and of what it holds, as text.
+
+    ``within`` are the classes that hold it, which may hold themselves.
+    """
     if isinstance(member, staticmethod | classmethod):
         member = member.__func__
     if isinstance(member, functools.partial):
@@ -126,12 +129,12 @@ def _code_texts(member: Any) -> list[str]:
     if isinstance(code, CodeType):
         defaults = (member.__defaults__, sorted((member.__kwdefaults__ or {}).items()))
         return [*_code_object_texts(code), _constant(defaults)]
-    if isinstance(member, type):
+    if isinstance(member, type) and member not in within:
         return [
             text
             for name, value in sorted(vars(member).items())
             if name not in NOTES
-            for text in (name, *_code_texts(value))
+            for text in (name, *_code_texts(value, (*within, member)))
         ]
     return [_constant(member)]
 

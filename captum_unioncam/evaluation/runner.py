@@ -8,11 +8,12 @@ Rows are written as they come, so that a run that is killed can be continued.
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -73,6 +74,7 @@ def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
     """
     device = resolve_device(config.device)
     with processes(device.type == "cuda") as process, ExitStack() as stack:
+        stack.enter_context(_cpu_by_default())
         if device.type == "cuda" and process.world_size > 1:
             device = torch.device("cuda", process.local_rank)
         methods = process.run_all(partial(_checked_methods, config))
@@ -105,6 +107,13 @@ def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
         rows = read_rows(folder, places, task.methods)
         _check_complete(task, list(places), rows)
         return _report(task, images, rows, folder, command, process, len(chosen))
+
+
+def _cpu_by_default() -> AbstractContextManager[Any]:
+    """Makes the CPU the default device, where torchvision's transforms work."""
+    if torch.get_default_device().type == "cpu":
+        return nullcontext()  # the other one costs time in every call of torch
+    return torch.device("cpu")
 
 
 def _checked_methods(config: EvaluationConfig) -> Methods:

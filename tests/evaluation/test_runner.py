@@ -180,7 +180,9 @@ def test_other_images_in_the_folder_are_another_run(images, tmp_path):
     settings = config(tmp_path / "data", tmp_path / "out", methods=("gradcam",))
     evaluate(settings)
     (tmp_path / "data" / "a.png").rename(tmp_path / "data" / "c.png")
-    with pytest.raises(ValueError, match="another configuration .the names of the images"):
+    with pytest.raises(
+        ValueError, match="another configuration .the names of the images"
+    ):
         evaluate(dataclasses.replace(settings, resume=True))
 
 
