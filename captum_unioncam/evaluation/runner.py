@@ -208,6 +208,8 @@ def _run(
         batch_size=task.config.batch_size,
         num_workers=task.config.workers,
         collate_fn=list,
+        # It seeds the workers, which draw nothing, from torch's own otherwise.
+        generator=torch.Generator("cpu").manual_seed(task.config.seed),
     )
     with tqdm(
         desc="images", total=len(share), disable=not show_progress or sys.stderr is None
