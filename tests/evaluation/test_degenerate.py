@@ -151,7 +151,7 @@ def test_maps_that_are_not_finite_stay_out_of_the_gallery(
     shown = text.split("## Gallery of ")
     assert "![" not in shown[1] and shown[1].startswith("overflowing")
     assert shown[2].split("## ")[0].count("![") == 4
-    assert "| overflowing | n/a (2 NaN) |" in text
+    assert "| overflowing | 1.00 | n/a (2 NaN) |" in text
 
 
 def test_a_row_of_a_batch_says_what_its_own_map_is():
