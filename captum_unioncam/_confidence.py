@@ -51,6 +51,9 @@ def score_func_for(output: Tensor, score_func: ScoreFunc | None = None) -> Score
             )
         return at_least_float32
     values = at_least_float32(output.detach())
+    values = values[values.flatten(1).isfinite().all(1)]  # the others say nothing
+    if not values.numel():
+        return _softmax
     low, high = values.aminmax()
     if low >= 0:
         off_one = (values.sum(1) - 1).abs()  # (N, ...)

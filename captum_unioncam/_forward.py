@@ -1,35 +1,12 @@
-"""Runs a model on a batch, and reads, differentiates and replaces a layer of it."""
+"""Runs a model on a batch, and refuses what is none."""
 
-import functools
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
-from torch.nn import Module
-from torch.nn.parallel.scatter_gather import scatter
 
-from captum_unioncam._captum import (
-    TargetType,
-    as_arguments,
-    as_tuple,
-    device_of_run,
-    layer_activations,
-    layer_gradients,
-)
-from captum_unioncam._checks import warn_user
-from captum_unioncam._maps import at_least_float32
-from captum_unioncam._reshape import (
-    ReshapeTransform,
-    check_only_moves,
-    put_back,
-    read_activations,
-    transformed,
-)
+from captum_unioncam._captum import TargetType, as_arguments, as_tuple
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -117,243 +94,7 @@ class ModelCall:
         if hasattr(output, "wait"):
             # Future.then returns an instance of the private base class of Future.
             output = output.wait()
-        return _check_rows(output, len(inputs[0]))
-
-
-@dataclass(frozen=True)
-class LayerCall(ModelCall):
-    """A call of ``attribute``: a model, a batch, and the layer to explain."""
-
-    layer: Module
-    device_ids: list[int] | None
-    attribute_to_layer_input: bool
-    reshape_transform: ReshapeTransform | None
-
-    def tensors(self, replaceable: bool = False) -> tuple["LayerTensor", ...]:
-        """Returns the layer's tensors. Cost: 1 forward pass of the batch.
-
-        Args:
-            replaceable (bool, optional): Refuse a ``reshape_transform`` that
-                :meth:`replacing` cannot undo. Default: False
-        """
-        recorder = _Recorder(self)
-        with _eager(), _naming_layer(), self._hooked(recorder.count):
-            originals = layer_activations(
-                recorder.forward_func,
-                self.cloned_inputs(),
-                self.layer,
-                self.cloned_arguments(),
-                device_ids=self.device_ids,
-                attribute_to_layer_input=self.attribute_to_layer_input,
-            )
-        tensors = self._read(originals, recorder)
-        if replaceable and self.reshape_transform is not None:
-            for original in originals:
-                check_only_moves(original, self.reshape_transform)
-        return tensors
-
-    def differentiated_tensors(
-        self, grad_kwargs: dict[str, Any] | None
-    ) -> tuple["LayerTensor", ...]:
-        """Returns the layer's tensors with the gradients of the raw output at target.
-
-        A layer that the output does not depend on has zero gradients. Cost: 1 forward
-        and 1 backward pass of the batch.
-        """
-        if self.batch_size == 0:  # Captum reads the first example's output
-            empty = self.tensors()
-            return tuple(tensor.with_gradients(tensor.activations) for tensor in empty)
-        recorder = _Recorder(self)
-        with _eager(), torch.enable_grad(), _naming_layer():
-            gradients, originals = layer_gradients(
-                recorder.differentiable_forward_func,
-                self.layer,
-                self.cloned_inputs(),
-                self.target,
-                self.cloned_arguments(),
-                device_ids=self.device_ids,
-                attribute_to_layer_input=self.attribute_to_layer_input,
-                grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
-            )
-        tensors = self._read(originals, recorder)
-        return tuple(
-            tensor.with_gradients(transformed(gradient, self.reshape_transform))
-            for tensor, gradient in zip(tensors, gradients, strict=True)
-        )
-
-    def _read(
-        self, originals: tuple[Tensor, ...], recorder: "_Recorder"
-    ) -> tuple["LayerTensor", ...]:
-        """Brings what the layer returned into the form (N, K, *spatial)."""
-        activations = [
-            read_activations(original, self.reshape_transform, self.inputs)
-            for original in originals
-        ]
-        return tuple(
-            LayerTensor(
-                self,
-                index,
-                at_least_float32(values),
-                values.dtype,
-                recorder.output,
-                max(recorder.runs.values(), default=0),
-            )
-            for index, values in enumerate(activations)
-        )
-
-    @contextmanager
-    def replacing(self, tensor: "LayerTensor") -> Iterator["Replacement"]:
-        """Replaces one of the layer's tensors in every pass inside of the context."""
-        replacement = Replacement(tensor)
-        with _eager(), self._hooked(replacement.hook):
-            yield replacement
-
-    @contextmanager
-    def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:
-        """Hooks the layer's input or output, and removes the hook after any exit."""
-        if self.attribute_to_layer_input:
-            handle = self.layer.register_forward_pre_hook(hook)
-        else:
-            handle = self.layer.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-
-class _Recorder:
-    """Runs a layer call's model, and records its output and the layer's runs."""
-
-    def __init__(self, call: LayerCall) -> None:
-        self._call = call
-        self.output: Tensor | None = None
-        self.runs: Counter[torch.device] = Counter()
-        wrap = functools.wraps(call.forward_func)  # Captum reads signature, device_ids
-        self.forward_func = wrap(lambda *args: self._recorded(*args))
-        self.differentiable_forward_func = wrap(lambda *args: self._with_graph(*args))
-
-    def count(self, module: Module, inp: Any, out: Any = None) -> None:
-        """Counts the layer's runs, as a hook."""
-        self.runs[device_of_run(module, inp, out)] += 1
-
-    def _recorded(self, *args: Any) -> Tensor:
-        output: Any = self._call.forward_func(*args)
-        if hasattr(output, "wait"):
-            output = output.wait()
-        checked = _check_rows(output, self._call.batch_size)
-        self.output = checked.detach()
-        return checked
-
-    def _with_graph(self, *args: Any) -> Tensor:
-        output = self._recorded(*args)
-        if output.requires_grad:
-            return output
-        warn_user(
-            "The output does not depend on `layer` in a way that autograd can see: its "
-            "gradients are taken for zero. Does `forward_func` detach its output, or "
-            "run under torch.no_grad?"
-        )
-        return output.detach().requires_grad_()
-
-
-@dataclass(frozen=True)
-class LayerTensor:
-    """One tensor of a layer in one call; most layers have one.
-
-    Attributes:
-        call (LayerCall): The model, the batch and the layer.
-        index (int): Which of the layer's tensors it is.
-        activations (Tensor): Its channels, detached, (N, K, *spatial), in float32 or
-            float64.
-        dtype (torch.dtype): The type of the layer itself.
-        output (Tensor or None): The model's output for the batch, detached.
-        runs (int): How often the layer runs in one pass. The last run is the one that
-            the activations are of. 0 where it was not counted.
-    """
-
-    call: LayerCall
-    index: int
-    activations: Tensor
-    dtype: torch.dtype
-    output: Tensor | None
-    runs: int
-    _gradients: Tensor | None = None
-
-    @property
-    def gradients(self) -> Tensor:
-        """Gradients of the raw output with respect to the activations, like them."""
-        assert self._gradients is not None, "this call did not differentiate the layer"
-        return self._gradients
-
-    def with_gradients(self, gradients: Tensor) -> "LayerTensor":
-        """Returns this tensor with its gradients, (N, K, *spatial)."""
-        return replace(self, _gradients=at_least_float32(gradients))
-
-
-class Replacement:
-    """What takes the place of a tensor of the layer in the next pass."""
-
-    def __init__(self, tensor: LayerTensor) -> None:
-        self._tensor, self._call = tensor, tensor.call
-        self._by_device: dict[torch.device, Tensor] = {}
-        self._seen: Counter[torch.device] = Counter()
-
-    def put(self, activations: Tensor) -> None:
-        """Sets the next pass's tensor, (P, K, *spatial); the model may change it."""
-        call = self._call
-        device_ids = call.device_ids or getattr(call.forward_func, "device_ids", None)
-        # DataParallel splits the batch in this order.
-        parts = scatter(activations, device_ids) if device_ids else (activations,)
-        self._by_device = {part.device: part for part in parts}
-        self._seen.clear()
-
-    def check(self) -> None:
-        """Refuses a pass in which the layer did not run as often as it does.
-
-        Raises:
-            RuntimeError: Says what to do.
-        """
-        runs = self._tensor.runs
-        if any(self._seen[device] != runs for device in self._by_device):
-            raise RuntimeError(
-                f"`layer` ran {max(self._seen.values(), default=0)} times in a pass of "
-                f"the model where {runs} were expected, so that its tensor could not "
-                "be replaced. A compiled or scripted model does not run hooks, and the "
-                "layer must run in every pass: give the model itself, before "
-                "torch.compile or torch.jit."
-            )
-
-    def hook(self, module: Module, inp: Any, out: Any = None) -> Any:
-        """Returns what the layer's last run of a pass gives or gets instead."""
-        device = device_of_run(module, inp, out)
-        self._seen[device] += 1
-        if self._seen[device] != self._tensor.runs:
-            return None
-        tensors = inp if out is None else out
-        if not isinstance(tensors, tuple | list):
-            return self._instead_of(tensors, device)
-        index = self._tensor.index
-        ours = self._instead_of(tensors[index], device)
-        parts = [*tensors[:index], ours, *tensors[index + 1 :]]
-        make: Any = getattr(tensors, "_make", type(tensors))  # a namedtuple's
-        return make(parts)
-
-    def _instead_of(self, original: Tensor, device: torch.device) -> Tensor:
-        """Returns a copy of the replacement, in the original's form and layout."""
-        activations = self._by_device[device]
-        if self._call.reshape_transform is not None:
-            transform = self._call.reshape_transform
-            activations = put_back(original, activations, transform)
-        # With the strides that a model may rely on, to view it.
-        return torch.empty_like(original).copy_(activations)
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Runs compiled models uncompiled, because a compiled one skips new hooks."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled
-        return nullcontext()
-    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return eager
+        return check_rows(output, len(inputs[0]))
 
 
 def _outside_inference_mode(value: Any) -> Any:
@@ -367,20 +108,6 @@ def _outside_inference_mode(value: Any) -> Any:
     return value
 
 
-@contextmanager
-def _naming_layer() -> Iterator[None]:
-    """Names the layer where Captum asserts that it has tensors."""
-    try:
-        yield
-    except AssertionError as error:
-        if "input is not a torch.Tensor" not in f"{error}":
-            raise  # of targets, or of a layer that does not run
-        raise TypeError(
-            "`layer` must have a tensor, or a tuple of tensors; this one has something "
-            "else, such as a dict: choose a layer inside of it."
-        ) from error
-
-
 def _check_batch(inputs: tuple[Tensor, ...]) -> None:
     """Refuses inputs of different numbers of examples."""
     if any(inp.dim() == 0 or len(inp) != len(inputs[0]) for inp in inputs):
@@ -391,7 +118,7 @@ def _check_batch(inputs: tuple[Tensor, ...]) -> None:
         )
 
 
-def _check_rows(output: Any, rows: int) -> Tensor:
+def check_rows(output: Any, rows: int) -> Tensor:
     """Refuses an output that is no tensor with a row for each example."""
     if not isinstance(output, Tensor):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Scores of many perturbed examples: masked inputs, or replaced activations.
+"""Scores of many perturbed examples, such as masked inputs.
 
 The engine knows maps, masks and scores, and no CAM formula. The perturbed examples go
 through the model in chunks, and only scores are kept: memory depends on the size of a
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captum_unioncam._baselines import Baselines, format_baselines
-from captum_unioncam._captum import TargetType, select_targets
+from captum_unioncam._captum import TargetType
 from captum_unioncam._checks import check_callable, check_integer, warn_user
 from captum_unioncam._confidence import (
     ScoreFunc,
@@ -23,7 +23,8 @@ from captum_unioncam._confidence import (
     score_func_for,
     scores_at_target,
 )
-from captum_unioncam._forward import LayerTensor, ModelCall, Replacement
+from captum_unioncam._forward import ModelCall
+from captum_unioncam._layouts import equal_outputs, laid_out, memory_formats
 from captum_unioncam._maps import blend, is_active, to_mask
 
 # From examples, (P,), and columns of the maps, (P,), to the inputs of a forward pass.
@@ -39,13 +40,6 @@ MakeMasks = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 # more to be busy.
 CPU_CHUNK = 6
 ACCELERATOR_CHUNK = 64
-
-# How far the outputs of two memory formats may be apart by rounding, as a share of the
-# largest output, by the type that the model computes in. A model that reads another
-# image in channels_last is off by far more.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
-TF32_ROUNDING = 1e-2
-HALF_ROUNDING = 1e-1
 
 
 @dataclass(frozen=True)
@@ -182,13 +176,10 @@ class Scorer(ABC):
     def _lay_out(self, layout: torch.memory_format) -> None:
         """Brings the images among the inputs into a memory format."""
         self._layout = layout
-        self._inputs = tuple(_laid_out(inp, layout) for inp in self._inputs)
+        self._inputs = tuple(laid_out(inp, layout) for inp in self._inputs)
 
     def _score_references(self, columns: int, perturb: Perturb) -> Tensor:
         """Validates the scores, chooses a memory format, and scores the references.
-
-        Two-dimensional convolutions run fastest on channels_last images. They are used
-        if the model gives the same outputs for them.
 
         Args:
             columns (int): References of each example. The first is the example itself.
@@ -206,52 +197,36 @@ class Scorer(ABC):
         if isinstance(call.target, list) and isinstance(call.target[0], int):
             # A list would be copied to the device for each chunk.
             self._target = torch.tensor(call.target, device=output.device)
-        expected = select_targets(output, call.target).detach().flatten()  # (N,)
-        bound = _rounding(output) * output.detach().abs().max()
-        own, *others = self._layouts()
-        for layout in others:
+        *fast, own = memory_formats(call.inputs, self.options.memory_format)
+        for layout in fast:
             self._lay_out(layout)
             try:
-                values, scores = self._reference_values(columns, perturb)
+                scores, same = self._scored_references(columns, perturb, output)
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception:  # what the caller's own layout does not raise
                 continue
-            if bool(((values[:, 0] - expected).abs() <= bound).all()):
+            if same:
                 return scores
         self._lay_out(own)
         with _naming_scalars(call):
-            return self._reference_values(columns, perturb)[1]
+            return self._scored_references(columns, perturb, output)[0]
 
-    def _layouts(self) -> list[torch.memory_format]:
-        """Returns the memory format to fall back on, and what else to try first."""
-        if self.options.memory_format not in (None, torch.preserve_format):
-            return [self.options.memory_format]
-        images = [inp for inp in self._call.inputs if inp.dim() == 4]
-        channels_last = all(
-            inp.is_contiguous(memory_format=torch.channels_last) for inp in images
-        )
-        if channels_last:
-            return [torch.channels_last]
-        if self.options.memory_format is torch.preserve_format:
-            return [torch.contiguous_format]
-        return [torch.contiguous_format, torch.channels_last]
+    def _scored_references(
+        self, columns: int, perturb: Perturb, whole: Tensor
+    ) -> tuple[Tensor, bool]:
+        """Returns the references' scores, (N, columns), and if the layout is harmless.
 
-    def _reference_values(
-        self, columns: int, perturb: Perturb
-    ) -> tuple[Tensor, Tensor]:
-        """Returns raw outputs and scores of the references, (N, columns) each."""
-        size = self._call.batch_size
+        It is where the first references have the outputs of the whole examples.
+        """
+        size, same, scores = len(whole), True, []
         pairs = torch.arange(size * columns, device=self._inputs[0].device)
-        values, scores = [], []
-        for _, output, target in self._outputs(pairs % size, pairs // size, perturb):
-            values.append(select_targets(output, target).detach().flatten())
+        rows, columns_of = pairs % size, pairs // size  # the examples come in turn
+        for chunk, output, target in self._outputs(rows, columns_of, perturb):
+            expected = whole[chunk]  # none after the first column
+            same = same and equal_outputs(output[: len(expected)], expected)
             scores.append(scores_at_target(output, self._score_func, target))
-        # (columns * N,) to (N, columns): the examples come in turn.
-        return (
-            torch.cat(values).view(columns, size).T,
-            torch.cat(scores).view(columns, size).T,
-        )
+        return torch.cat(scores).view(columns, size).T, same
 
 
 class MaskScorer(Scorer):
@@ -339,7 +314,7 @@ class MaskScorer(Scorer):
                 if baseline is not None:
                     mask = masks(rows, columns, inp.shape[2:]).to(inp.device)
                     shown = baseline if len(baseline) == 1 else baseline[picks]
-                    picked = _laid_out(blend(picked, mask, shown), self._layout)
+                    picked = laid_out(blend(picked, mask, shown), self._layout)
                 inputs.append(picked)
             return tuple(inputs)
 
@@ -356,77 +331,9 @@ class MaskScorer(Scorer):
     def _lay_out(self, layout: torch.memory_format) -> None:
         super()._lay_out(layout)
         self._baselines = tuple(
-            None if baseline is None else _laid_out(baseline, layout)
+            None if baseline is None else laid_out(baseline, layout)
             for baseline in self._baselines
         )
-
-
-class ActivationScorer(Scorer):
-    """Scores what the model says when a tensor of its layer is replaced.
-
-    The constructor scores the examples as they are, f_c(x), in one forward pass.
-
-    Args:
-        layer (LayerTensor): The tensor to replace.
-        options (ScoringOptions): How to score.
-
-    Raises:
-        ValueError: As :class:`MaskScorer`.
-
-    Attributes:
-        reference_scores (Tensor): f_c(x) of each example, (N,).
-    """
-
-    def __init__(self, layer: LayerTensor, options: ScoringOptions) -> None:
-        super().__init__(layer.call, options, layer.activations.device, layer.output)
-        self._layer = layer
-
-        def unedited(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
-            return self._picked_inputs(rows)
-
-        # A single example is repeated where several edits will share a batch, to check
-        # that the output has one row per input.
-        repeats = 2 if layer.call.batch_size == 1 and self._chunk > 1 else 1
-        self._replacement: Replacement | None = None
-        scores = self._score_references(repeats, unedited)
-        self.full_scores = self.reference_scores = scores[:, 0]
-
-    def score_edits(
-        self,
-        keep: Tensor,
-        edit: Callable[[Tensor, Tensor], Tensor],
-        bar: Any = None,
-    ) -> Tensor:
-        """Returns the score of each edit of the layer's tensor, (N, M).
-
-        Cost: 1 forward pass for each edit that is kept.
-
-        Args:
-            keep (Tensor): Which edits to score, bool, (N, M). The others get f_c(x).
-            edit (Callable): From copies of the layer's tensor, (P, K, *spatial), and
-                the columns of ``keep``, (P,), to what takes their place.
-            bar (optional): A progress bar to update by the edits that are done.
-        """
-        with self._layer.call.replacing(self._layer) as replacement:
-
-            def perturb(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
-                replacement.put(edit(self._layer.activations[rows], columns))
-                return self._picked_inputs(rows)
-
-            self._replacement = replacement
-            return self.score(keep, perturb, bar)
-
-    def _outputs(
-        self, examples: Tensor, columns: Tensor, perturb: Perturb
-    ) -> Iterator[tuple[slice, Tensor, TargetType]]:
-        for chunk in super()._outputs(examples, columns, perturb):
-            if self._replacement is not None:
-                self._replacement.check()
-            yield chunk
-
-    def _picked_inputs(self, examples: Tensor) -> tuple[Tensor, ...]:
-        picked = (inp[examples.to(inp.device)] for inp in self._inputs)
-        return tuple(_laid_out(inp, self._layout) for inp in picked)
 
 
 @contextmanager
@@ -447,21 +354,6 @@ def _naming_scalars(call: ModelCall) -> Iterator[None]:
             "which is repeated for each perturbed one; give a number, or a tensor "
             "without dimensions, for what all of them share."
         ) from error
-
-
-def _rounding(output: Tensor) -> float:
-    """Returns by which share of the largest output memory formats may differ."""
-    half = output.dtype in (torch.float16, torch.bfloat16)
-    if half or torch.is_autocast_enabled(output.device.type):
-        return HALF_ROUNDING
-    if output.device.type != "cpu" and output.dtype == torch.float32:
-        return TF32_ROUNDING
-    return ROUNDING.get(output.dtype, ROUNDING[torch.float32])
-
-
-def _laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    """Returns images, (N, C, H, W), in a memory format; other ranks have none."""
-    return tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor
 
 
 def _pick(target: TargetType, examples: Tensor, numbers: list[int]) -> TargetType:

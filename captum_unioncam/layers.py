@@ -13,9 +13,64 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam._checks import did_you_mean
-from captum_unioncam._layer_search import find_layer
+from captum_unioncam._layer_search import last_spatial_layer
 
 __all__ = ["find_layer", "swin_reshape", "vit_reshape"]
+
+
+def find_layer(
+    model: Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    additional_forward_args: Any = None,
+) -> Module:
+    r"""Returns the layer of the last spatial activation before the model's head.
+
+    The model runs with a hook on every module: the answer is the last tensor (N, K,
+    *spatial) with more than one position, of the inputs' rank, that the whole output
+    depends on, and of the modules that return it, the outermost. What belongs to the
+    head is left out: adaptive pooling, and a 1 x 1 convolution whose channels are the
+    model's scores, if no module with weights runs after it. So are side branches, such
+    as an attention gate: with the tensor in place, the output must be the same for
+    other inputs. It does not guess from names.
+
+    Warns:
+        UserWarning: If the model takes the ReLU of the layer by a function, as DenseNet
+            does: the head then sees another tensor than the layer's.
+
+    Cost: 3 forward passes, 2 more for each activation that the output does not depend
+    on alone, and a copy of the model's buffers.
+
+    Its name: ``next(name for name, module in model.named_modules() if module is
+    layer)``.
+
+    Args:
+        model (torch.nn.Module): The model, in eval mode.
+        inputs (Tensor or tuple[Tensor, ...]): Inputs for it, batch first; one example
+            is enough.
+        additional_forward_args (Any, optional): Further arguments of the model, after
+            the inputs. Default: None
+
+    Returns:
+        *torch.nn.Module*, for ``layer``.
+
+    Raises:
+        TypeError: If ``model`` is not a module, or ``inputs`` are no tensors.
+        ValueError: If there is no example, no input is (N, C, *spatial), or the model
+            has no such layer: tokens or channels that come last (a transformer) lie
+            between the last spatial activation and the output, the output is itself a
+            map (segmentation), or it depends on no single activation. Name the layer
+            yourself then.
+
+    Examples::
+
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> from captum_unioncam import find_layer
+        >>> model = resnet18().eval()
+        >>> find_layer(model, torch.rand(1, 3, 64, 64)) is model.layer4
+        True
+    """
+    return last_spatial_layer(model, inputs, additional_forward_args)
 
 
 def named_layer(model: Module, name: str) -> Module:

@@ -41,7 +41,7 @@ from torch.fx.experimental.optimization import fuse
 
 from captum_unioncam import RegionCAM, UnionCAM
 from captum_unioncam._maps import blend, to_mask
-from captum_unioncam._scoring import confidence
+from captum_unioncam._confidence import confidence
 from captum_unioncam.models import Classifier, load_classifier
 
 CHUNKS = {"cpu": (2, 4, 6, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}

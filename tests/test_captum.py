@@ -17,7 +17,6 @@ from captum._utils.common import (
     _format_additional_forward_args,
     _format_output,
     _format_tensor_into_tuples,
-    _run_forward,
     _select_targets,
 )
 from captum._utils.gradient import (
@@ -40,7 +39,6 @@ CHECKED_HERE = {
     "_format_output": _format_output,
     "_format_tensor_into_tuples": _format_tensor_into_tuples,
     "_forward_layer_eval": _forward_layer_eval,
-    "_run_forward": _run_forward,
     "_select_targets": _select_targets,
     "compute_layer_gradients_and_eval": compute_layer_gradients_and_eval,
     "log_usage": log_usage,
@@ -107,7 +105,6 @@ def test_every_private_name_of_the_package_is_checked_here():
         (_format_tensor_into_tuples, 1, ()),
         (_format_output, 2, ()),
         (_format_additional_forward_args, 1, ()),
-        (_run_forward, 4, ()),
         (_select_targets, 2, ()),
         (_expand_target, 2, ()),
         (_extract_device, 3, ()),
@@ -228,26 +225,6 @@ def test_only_targets_of_each_example_expand_and_in_whole_batches():
 
 
 # Forward passes
-
-
-def test_run_forward_passes_arguments_after_the_inputs_and_keeps_the_output(net, x):
-    gain = torch.tensor(3.0)
-    output = _run_forward(net, (x,), None, (gain,))
-    assert torch.equal(output, net(x) * 3)
-    assert torch.equal(_run_forward(net, (x,), 1, None), net(x)[:, 1])
-    seen = _run_forward(lambda *args: torch.tensor([len(args)]), (x, x), None, (1, [2]))
-    assert seen.item() == 4
-
-
-def test_run_forward_returns_a_future_that_can_be_waited_for(net, x):
-    def model(x):
-        future = torch.futures.Future()
-        future.set_result(net(x))
-        return future
-
-    output = _run_forward(model, (x,), None, None)
-    assert not isinstance(output, torch.Tensor)
-    assert torch.equal(output.wait(), net(x))
 
 
 @pytest.mark.parametrize("after", [F.relu, F.relu_, torch.Tensor.zero_])

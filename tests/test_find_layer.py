@@ -67,7 +67,8 @@ def test_functional_activations_and_pooling_leave_the_last_module():
         )
 
     net = Net(run, first=conv(), last=conv(4, 4), fc=nn.Linear(4, 2))
-    assert name_of(net, images()) == "last"
+    with pytest.warns(UserWarning, match="head reads the ReLU of the layer 'last'"):
+        assert name_of(net, images()) == "last"
 
 
 def test_the_outermost_of_nested_modules_is_found():
@@ -252,20 +253,21 @@ def test_one_example_and_single_channels_are_enough():
 
 def test_several_inputs():
     def run(net, vector, x, small):
-        one = net.first(x).mean((2, 3))
-        two = net.second(small).mean((2, 3))
-        return net.fc(one + two + net.own(vector))
+        one, two = net.first(x), net.second(small)
+        maps = net.joint(F.max_pool2d(one, 2) + two)
+        return net.fc(maps.mean((2, 3)) + net.own(vector))
 
     net = Net(
         run,
         first=nn.Sequential(conv(), nn.ReLU()),
         second=nn.Sequential(conv(), nn.ReLU()),
+        joint=nn.Sequential(conv(4, 4), nn.ReLU()),
         own=nn.Linear(5, 4),
         fc=nn.Linear(4, 2),
     )
     inputs = (torch.rand(2, 5), images(), images(side=8))
     # The vector's layer comes after, and is no spatial activation.
-    assert name_of(net, inputs) == "second"
+    assert name_of(net, inputs) == "joint"
 
 
 def test_additional_arguments_are_passed():
@@ -382,7 +384,7 @@ def test_no_hooks_stay_behind():
     assert hooks(net) == 0
 
 
-def test_the_model_runs_once():
+def test_the_model_runs_three_times():
     calls = []
 
     def run(net, x):
@@ -391,7 +393,8 @@ def test_the_model_runs_once():
 
     net = Net(run, layer=nn.Sequential(conv(), nn.ReLU()), fc=nn.Linear(4, 2))
     find_layer(net, images(3))
-    assert calls == [3]
+    # To find the layer, and twice to see that the whole output depends on it.
+    assert calls == [3, 3, 3]
 
 
 def test_a_head_is_found_in_any_form_of_output():

@@ -21,6 +21,11 @@ pytestmark = [
     pytest.mark.filterwarnings("error::UserWarning"),
     pytest.mark.filterwarnings("ignore:.* constant. they have one value:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*initialization:FutureWarning"),
+    # DenseNet's activation is a function, and SqueezeNet's scores are after a ReLU,
+    # and may be zero.
+    pytest.mark.filterwarnings("ignore:The head reads the ReLU:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.* are in .0, 1. and do not sum:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.* made without the gradient map:UserWarning"),
 ]
 
 HOOK_DICTS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]

@@ -193,7 +193,7 @@ def test_the_identity_says_that_a_layer_is_right_as_it_is():
         net = Shape(*shape)
         cam = RegionCAM if len(shape) == 3 else LayerCAM
         maps = cam(net, "layer", reshape_transform=nn.Identity()).attribute(
-            torch.rand(2, 3, 32, 32), target=0
+            torch.randn(2, 3, 32, 32), target=0
         )
         assert maps.shape == (2, 1, *shape[1:])
 

@@ -66,10 +66,15 @@ def test_regression_of_one_number(shape):
     net, inputs = convnet(1), images()
     model = net if shape == "(N, 1)" else (lambda x: net(x)[:, 0])
     target = 0 if shape == "(N, 1)" else None
-    _, details = UnionCAM(model, net.relu).attribute(
-        inputs, target=target, return_details=True
+    cam = UnionCAM(model, net.relu)
+    _, details = cam.attribute(
+        inputs, target=target, score_func=lambda output: output, return_details=True
     )
     check_scores(details, net, inputs, lambda output: output[:, 0])
+    # The same by default, but a binary logit would look the same.
+    with pytest.warns(UserWarning, match="single output .* has negative values"):
+        _, by_default = cam.attribute(inputs, target=target, return_details=True)
+    assert torch.equal(by_default.region_gain, details.region_gain)
 
 
 def test_regression_of_several_numbers():

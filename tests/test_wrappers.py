@@ -146,10 +146,15 @@ def test_a_place_in_a_tensor_is_no_example_of_it():
         SelectedOutput(Packed(lambda y: y), 0)(images())
 
 
-def test_a_negative_place_is_refused():
-    wrapped = SelectedOutput(Packed(lambda y: (y[:, :1], y)), -1)
-    with pytest.raises(ValueError, match="the model's tuple has no -1; it has 0, 1"):
-        wrapped(images())
+def test_negative_places_count_from_the_end():
+    packed = Packed(lambda y: (y[:, :1], y))
+    widths = [SelectedOutput(packed, key)(images()).shape[1] for key in (-1, -2)]
+    assert widths == [4, 1]
+    with pytest.raises(ValueError, match="the model's tuple has no -3; it has -2, -1"):
+        SelectedOutput(packed, -3)(images())
+    # A dict has keys, of which -1 may be one.
+    keyed = Packed(lambda y: {"first": y, -1: y[:, :2]})
+    assert SelectedOutput(keyed, -1)(images()).shape[1] == 2
 
 
 def test_keys_that_are_numbers_are_keys():

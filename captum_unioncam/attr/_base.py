@@ -20,7 +20,7 @@ from torch.nn import Module
 
 from captum_unioncam._captum import TargetType
 from captum_unioncam._checks import check_callable, check_instance, warn_user
-from captum_unioncam._forward import LayerCall, LayerTensor
+from captum_unioncam._layer_call import LayerCall, LayerTensor
 from captum_unioncam._maps import is_constant
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
@@ -141,7 +141,8 @@ class PerturbingCAM(CAMAttribution, PerturbationAttribution):
             memory_format (torch.memory_format, optional): Of the perturbed images;
                 ``torch.preserve_format`` keeps that of ``inputs``. Default: None, which
                 is ``torch.channels_last``, the fastest for convolutions, if the model
-                has the same outputs for the whole images in it, else that of ``inputs``
+                has the same outputs for the whole images in it, else that of
+                ``inputs``. Then the passes that found it out are made once more
 
         Raises:
             TypeError: If ``memory_format`` is not one, or as :class:`GradientCAM`.
@@ -181,7 +182,8 @@ class ScoringCAM(PerturbingCAM):
             scoring_func (Callable, optional): Computes what ``forward_func`` computes,
                 only faster, for the masked passes, such as
                 ``torch.compile(model, dynamic=True)``. The layer is read from
-                ``forward_func`` all the same. Default: None, which is ``forward_func``
+                ``forward_func`` all the same. It runs once more on the whole batch.
+                Default: None, which is ``forward_func``
             memory_format: See :class:`AblationCAM`.
 
         Raises:

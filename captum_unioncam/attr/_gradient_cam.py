@@ -8,7 +8,7 @@ from captum.attr import GradientAttribution
 from torch import Tensor
 
 from captum_unioncam._captum import TargetType, attribution_method, format_output
-from captum_unioncam._forward import LayerCall
+from captum_unioncam._layer_call import LayerCall
 from captum_unioncam.attr._base import CAMAttribution, weighted_map
 
 

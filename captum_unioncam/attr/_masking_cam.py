@@ -19,7 +19,7 @@ from captum_unioncam._captum import (
     progress_bar,
 )
 from captum_unioncam._confidence import ScoreFunc
-from captum_unioncam._forward import LayerCall
+from captum_unioncam._layer_call import LayerCall
 from captum_unioncam._maps import is_active
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
 from captum_unioncam.attr._base import ScoringCAM, weighted_map
@@ -32,10 +32,10 @@ MaskChange = Callable[[Tensor], Tensor] | None
 class MaskingCAM(ScoringCAM, ABC):
     """Template of a CAM by scores: a subclass defines :meth:`weights`.
 
-    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each active
-    channel of each example. The mask of a constant channel (one value everywhere) is
-    all zeros, so that the baseline's score is its exact score. Memory does not grow
-    with the number of channels.
+    Cost: 3 forward passes of the batch, and 1 for each active channel of each example.
+    The mask of a constant channel (one value everywhere) is all zeros, so that the
+    baseline's score is its exact score. Memory does not grow with the number of
+    channels.
     """
 
     @abstractmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam._checks import check_instance
-from captum_unioncam._forward import LayerCall, LayerTensor
+from captum_unioncam._layer_call import LayerCall, LayerTensor
 from captum_unioncam._maps import at_least_float32
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam._scoring import MaskScorer, ScoringOptions

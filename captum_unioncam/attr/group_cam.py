@@ -17,7 +17,7 @@ from captum_unioncam._captum import (
 )
 from captum_unioncam._checks import check_integer, check_number
 from captum_unioncam._confidence import ScoreFunc
-from captum_unioncam._forward import LayerTensor
+from captum_unioncam._layer_call import LayerTensor
 from captum_unioncam._maps import (
     is_active,
     percentile as percentile_of,
@@ -67,8 +67,8 @@ class GroupCAM(ScoringCAM, GradientAttribution):
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
     couples the examples. The mode is not changed: call ``model.eval()`` first.
 
-    Cost: 1 forward and 1 backward pass of the batch, 1 more forward pass of it (2 for a
-    single example), and 1 for each group of each example that is not constant.
+    Cost: 1 forward and 1 backward pass of the batch, 2 more forward passes of it, and 1
+    for each group of each example that is not constant.
     """
 
     @attribution_method

@@ -34,8 +34,8 @@ class ISCAM(ScoreCAM):
     which adds up the steps, so that the last one shows about n/2 times the mask, far
     outside of the range of an image.
 
-    Cost: 2 forward passes of the batch (3 for a single example), and ``num_samples``
-    for each active channel of each example.
+    Cost: 3 forward passes of the batch, and ``num_samples`` for each active channel of
+    each example.
     """
 
     @attribution_method

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from captum_unioncam._activation_scoring import ActivationScorer
 from captum_unioncam._captum import (
     TargetType,
     attribution_method,
@@ -10,9 +11,9 @@ from captum_unioncam._captum import (
     progress_bar,
 )
 from captum_unioncam._confidence import ScoreFunc
-from captum_unioncam._forward import LayerTensor
+from captum_unioncam._layer_call import LayerTensor
 from captum_unioncam._maps import min_max
-from captum_unioncam._scoring import ActivationScorer, ScoringOptions
+from captum_unioncam._scoring import ScoringOptions
 from captum_unioncam.attr._base import PerturbingCAM, nan_unless_finite
 
 

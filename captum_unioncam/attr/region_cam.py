@@ -28,10 +28,9 @@ class RegionCAM(MaskingCAM):
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
     couples the examples. The mode is not changed: call ``model.eval()`` first.
 
-    Cost: 2 forward passes of the batch (3 for a single example), and 1 for each active
-    channel of each example. The mask of a constant channel is all zeros, so that the
-    baseline's score is its exact score. Memory does not grow with the number of
-    channels.
+    Cost: 3 forward passes of the batch, and 1 for each active channel of each example.
+    The mask of a constant channel is all zeros, so that the baseline's score is its
+    exact score. Memory does not grow with the number of channels.
     """
 
     def weights(self, scores: Tensor, counted: Tensor) -> Tensor:

@@ -43,8 +43,8 @@ class SSCAM(ScoreCAM):
     Note: The noisy mask is neither scaled nor clipped again. The mask of a constant
     channel gets no noise: its increase is 0, as in Score-CAM.
 
-    Cost: 2 forward passes of the batch (3 for a single example), and ``num_samples``
-    for each active channel of each example.
+    Cost: 3 forward passes of the batch, and ``num_samples`` for each active channel of
+    each example.
     """
 
     @attribution_method

@@ -10,7 +10,7 @@ from captum_unioncam._baselines import Baselines
 from captum_unioncam._captum import TargetType, attribution_method, format_output
 from captum_unioncam._checks import check_number
 from captum_unioncam._confidence import ScoreFunc
-from captum_unioncam._forward import LayerTensor
+from captum_unioncam._layer_call import LayerTensor
 from captum_unioncam._maps import is_active, min_max, scale_as_mask
 from captum_unioncam._scoring import MaskScorer
 from captum_unioncam.attr._base import nan_unless_finite
@@ -89,9 +89,9 @@ class UnionCAM(TwoPartCAM):
     Note: In train mode every masked pass moves the buffers of batch normalisation, and
     couples the examples. The mode is not changed: call ``model.eval()`` first.
 
-    Cost: 1 forward and 1 backward pass of the batch, 4 more forward passes of it (5 for
-    a single example), and 1 for each active channel of each example. Memory does not
-    grow with the number of channels.
+    Cost: 1 forward and 1 backward pass of the batch, 5 more forward passes of it, and 1
+    for each active channel of each example. Memory does not grow with the number of
+    channels.
     """
 
     _default_gradient_map = staticmethod(denoised_map)

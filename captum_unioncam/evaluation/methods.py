@@ -98,7 +98,7 @@ _ENTRIES = (
         paper="Hu et al. 2024",
         link="https://doi.org/10.3389/fnbot.2024.1490198",
         needs_gradients=True,
-        forwards="active + 5",
+        forwards="active + 6",
         deviations="ReLU on both component maps",
     ),
     Method(
@@ -114,7 +114,7 @@ _ENTRIES = (
         paper="Hu et al. 2024 (region map)",
         link="https://doi.org/10.3389/fnbot.2024.1490198",
         needs_gradients=False,
-        forwards="active + 2",
+        forwards="active + 3",
         deviations="ReLU on the map",
     ),
     Method(
@@ -122,7 +122,7 @@ _ENTRIES = (
         paper="Dekdegue et al. 2026",
         link="https://arxiv.org/abs/2603.05386",
         needs_gradients=True,
-        forwards="active + 5",
+        forwards="active + 6",
         deviations="negative contributions count as 0; fused at the layer's size",
     ),
     Method(
@@ -170,7 +170,7 @@ _ENTRIES = (
         paper="Wang et al. 2020",
         link="https://arxiv.org/abs/1910.01279",
         needs_gradients=False,
-        forwards="active + 2",
+        forwards="active + 3",
         deviations="none",
     ),
     Method(
@@ -178,7 +178,7 @@ _ENTRIES = (
         paper="Wang et al. 2020 (smoothed)",
         link="https://arxiv.org/abs/2006.14255",
         needs_gradients=False,
-        forwards="35 * active + 2",
+        forwards="35 * active + 3",
         deviations="all channels share the noise",
     ),
     Method(
@@ -186,7 +186,7 @@ _ENTRIES = (
         paper="Naidu et al. 2020",
         link="https://arxiv.org/abs/2010.03023",
         needs_gradients=False,
-        forwards="10 * active + 2",
+        forwards="10 * active + 3",
         deviations="steps i/n of the mask, not their sum",
     ),
     Method(
@@ -194,7 +194,7 @@ _ENTRIES = (
         paper="Zhang et al. 2021",
         link="https://arxiv.org/abs/2103.13859",
         needs_gradients=True,
-        forwards="32 + 2",
+        forwards="32 + 3",
         deviations="groups of nearly equal size",
         ignores=frozenset({"baselines"}),  # its default is the blurred input
     ),

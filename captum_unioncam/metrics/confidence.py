@@ -35,7 +35,7 @@ def masked_confidences(
     :func:`confidence_drop`, :func:`confidence_increase` and :func:`confidence_kept` are
     functions of the two.
 
-    Cost: 3 forward passes of the batch (4 for a single example).
+    Cost: 4 forward passes of the batch.
 
     Args:
         forward_func (Callable or torch.nn.Module): The model, or any function of the
@@ -86,7 +86,7 @@ def masked_confidences(
 def confidences_under(scorer: MaskScorer, maps: Tensor) -> tuple[Tensor, Tensor]:
     """Returns y and o, (N,) each; o is NaN for a map that is not finite.
 
-    Cost: 1 forward pass of the batch, and for the first maps 1 more, for y.
+    Cost: 1 forward pass of the batch.
     """
     scores = scorer.score(is_active(maps), scorer.masking(maps))  # (N, 1)
     finite = maps.isfinite().flatten(1).all(1, keepdim=True)  # (N, 1)

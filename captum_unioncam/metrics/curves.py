@@ -47,8 +47,7 @@ def insertion(
     Note: Pixels of equal importance come in a fixed random order, which favours no
     place, and is the same for every map of a size.
 
-    Cost: ``steps`` + 2 forward passes of the batch (1 more for a single example), in
-    chunks.
+    Cost: ``steps`` + 2 forward passes of the batch, in chunks.
 
     Args:
         forward_func (Callable or torch.nn.Module): The model, or any function of the
@@ -158,8 +157,7 @@ def score_curve(
 ) -> Tensor:
     """Returns the scores as pixels are inserted or deleted, (N, steps + 1).
 
-    Cost: ``steps`` - 1 forward passes of the batch, and for the first maps 1 more, for
-    the whole examples.
+    Cost: ``steps`` - 1 forward passes of the batch.
     """
     finite = maps.isfinite().flatten(1).all(1, keepdim=True)  # (N, 1)
     ranks = {size: _ranks(maps, size) for size in dict.fromkeys(scorer.mask_sizes)}

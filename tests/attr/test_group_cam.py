@@ -119,7 +119,7 @@ def test_without_positive_gradients_there_is_a_map_of_zeros_and_no_masked_pass(w
     with pytest.warns(UserWarning, match=r"GroupCAM: .* examples \[0\] are constant"):
         maps = GroupCAM(counted, net.layer).attribute(example([1, 2, 3]))
     assert maps.tolist() == [[[0, 0, 0]]]
-    assert counted.examples == 1 + 2  # the gradients, and the baseline twice
+    assert counted.examples == 1 + 2  # the gradients, and masks of 1 and 0
 
 
 @pytest.mark.parametrize("groups", [None, 3])
@@ -129,8 +129,8 @@ def test_each_group_of_each_example_costs_a_pass(groups):
     counted, options = Counted(net), {} if groups is None else {"groups": groups}
     inputs = torch.rand(2, 70, 9, dtype=torch.float64)
     GroupCAM(counted, net.layer).attribute(inputs, **options)
-    # The gradients and the baselines of both examples, and the groups.
-    assert counted.examples == 2 + 2 + 2 * (groups or 32)
+    # The gradients of both examples, masks of 1 and 0, and the groups.
+    assert counted.examples == 2 * (1 + 2 + (groups or 32))
 
 
 def images_seen(inputs):
@@ -164,7 +164,8 @@ def test_the_blur_is_mirrored_at_every_length(length):
     torch.manual_seed(length)
     inputs = torch.rand(1, 1, length, dtype=torch.float64)
     (expected,) = blurred([inputs[0].numpy()], 1)
-    np.testing.assert_allclose(images_seen(inputs)[1], expected, rtol=0, atol=1e-12)
+    # After the whole image, which is seen twice.
+    np.testing.assert_allclose(images_seen(inputs)[2], expected, rtol=0, atol=1e-12)
 
 
 @may_be_constant
@@ -195,6 +196,6 @@ def test_integer_images_are_blurred_and_masked_rounded():
     GroupCAM(net, net.layer).attribute(inputs, percentile=50)
     assert all(image.dtype == torch.uint8 for image in seen)
     (expected,) = blurred([inputs[0].double().numpy()], 1)
-    assert seen[1][0].tolist() == expected.round().tolist()
+    assert seen[1].tolist() == [inputs[0].tolist(), expected.round().tolist()]
     # Only the last position is above the median.
     assert seen[-1][0].tolist() == [[*expected.round()[0, :2].tolist(), 201]]

@@ -23,9 +23,9 @@ LATER_MAPS = {UnionCAM: 3, FusionCAM: 3}
 
 
 def masked_passes(method, examples, channels):
-    """Returns how many masked examples a batch takes, baselines included."""
+    """Returns how many masked examples a batch takes, under masks of 1 and 0 too."""
     later = LATER_MAPS.get(method, 0) * examples
-    return examples + channels * SAMPLES.get(method, 1) + later
+    return 2 * examples + channels * SAMPLES.get(method, 1) + later
 
 
 def test_scoring_func_runs_all_masked_passes_and_nothing_else(masking_method):
@@ -40,8 +40,9 @@ def test_scoring_func_runs_all_masked_passes_and_nothing_else(masking_method):
     )
     if masking_method is not GroupCAM:  # which masks by the active ones of its groups
         active = int(details.active_channels.sum())
-        assert scored.examples == masked_passes(masking_method, 3, active)
-    assert scored.examples > 3
+        # Its own outputs of the 3 examples come first.
+        assert scored.examples == 3 + masked_passes(masking_method, 3, active)
+    assert scored.examples > 9
 
 
 @pytest.mark.parametrize("max_channels, channels", [(None, 4), (2, 2), (99, 4)])

@@ -149,9 +149,11 @@ def test_a_layer_without_gradient_leaves_the_region():
     torch.manual_seed(0)
     net = Unused().double()
     inputs = torch.rand(2, 2, 6, 6, dtype=torch.float64)
-    attributions, details = UnionCAM(net, net.layer).attribute(
-        inputs, target=0, return_details=True
-    )
+    message = r"examples \[0, 1\] are made without the gradient map: all gradients are"
+    with pytest.warns(UserWarning, match=message):
+        attributions, details = UnionCAM(net, net.layer).attribute(
+            inputs, target=0, return_details=True
+        )
     assert not details.denoised_map.any() and not details.denoised_gain.any()
     # Eq. 6 leaves beta_region * L_region: the region map, inverted by a negative gain.
     region = scaled(details.region_map)

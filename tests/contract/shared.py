@@ -276,6 +276,14 @@ def degenerate_maps_allowed():
         yield
 
 
+@contextlib.contextmanager
+def doubtful_scores_allowed():
+    """Ignores the warnings of outputs that may need a `score_func`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*Give `score_func`")
+        yield
+
+
 # State
 
 

@@ -149,7 +149,7 @@ def test_memory_is_bounded_by_the_chunk_not_by_the_steps():
 
     inputs, maps = torch.rand(2, 1, 30), torch.rand(2, 1, 30)
     deletion(forward_func, inputs, maps, steps=25, perturbations_per_eval=4)
-    assert max(sizes) == 8 and sum(sizes) == 2 + 2 * 25
+    assert max(sizes) == 8 and sum(sizes) == 2 * (25 + 2)
 
 
 def test_more_steps_than_pixels_are_allowed():
