@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam._forward import LayerCall
+from captum_unioncam._layer_call import LayerCall
 from captum_unioncam._maps import checked_maps
 from captum_unioncam.errors import ConfigError, one_line
 from captum_unioncam.evaluation.config import EvaluationConfig
