@@ -7,7 +7,7 @@ from pathlib import Path
 
 from captum_unioncam._checks import warn_user
 from captum_unioncam._files import lock
-from captum_unioncam.errors import ConfigError, one_line
+from captum_unioncam.errors import ConfigError, one_line, printable
 from captum_unioncam.evaluation.storage import unusable
 
 
@@ -58,8 +58,8 @@ def _locked(folder: Path) -> int | None:
             taken = lock(handle)
         except OSError as error:
             warn_user(
-                f"The file system of {folder} has no locks ({one_line(error)}): let no "
-                "other run write there."
+                f"The file system of {printable(f'{folder}')} has no locks "
+                f"({one_line(error)}): let no other run write there."
             )
             return handle
         # A run that was refused may have removed the folder before it was locked.

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -37,8 +38,11 @@ ROW_MODULES = (
     "evaluation/task.py",
 )
 
+# Packages whose versions count.
+VERSIONED = ("captum", "torch", "torchvision")
+
 # Packages whose classes count by their names: this one's files have a digest.
-BY_NAME = ("captum", PACKAGE, "torch")
+BY_NAME = (*VERSIONED, PACKAGE)
 
 # What Python notes of a class that does not decide on what it does.
 NOTES = ("__dict__", "__doc__", "__firstlineno__", "__module__", "__weakref__")
@@ -66,9 +70,15 @@ def identity(
         "files": len(entries),
         "names": _digest([names]),
         "code": package_digest(),
+        "versions": package_versions(),
         "sources": sources,
         "measures": measures,
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the versions of the packages that decide on a row beside this one."""
+    return {name: version(name) for name in VERSIONED}
 
 
 def weights_digest(model: Module) -> str:
@@ -94,8 +104,8 @@ def source_digest(function: Callable[..., Any]) -> str:
     """Returns a digest of the source of a class, or of a function.
 
     Of a class: of all classes of its MRO. Those of torch, Captum and this package count
-    by their names; :func:`package_digest` has this package's source. Helper functions
-    outside of the class are not looked at.
+    by their names, beside :func:`package_versions` and :func:`package_digest`. Helper
+    functions outside of the class are not looked at.
     """
     members = getattr(function, "__mro__", (function,))
     return _digest(text for member in members for text in _texts(member))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_unioncam._files import strict_json, write_whole
+from captum_unioncam.errors import printable
 from captum_unioncam.evaluation.document import Section, html, markdown
 from captum_unioncam.evaluation.sections import GalleryItem, report_sections
 from captum_unioncam.evaluation.statistics import (
@@ -45,7 +46,8 @@ def write_report(
     The files are report.html (all in one), report.md with its plots (drop_increase.png
     and curves.png, where there are such values, and gallery-001.png and so on),
     results.csv (a line a row) and, last, report.json. Each is written whole or not at
-    all.
+    all. In all of them escapes such as ``\\n`` show what is not printed; in results.csv
+    an apostrophe stands before what a spreadsheet would run.
 
     Args:
         folder (Path): Where to write; made if it does not exist.
@@ -109,13 +111,6 @@ def write_report(
 
 def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """Returns a line a row, with the metrics as columns; undefined values are empty."""
-
-    def cell(value: Any) -> Any:
-        if isinstance(value, str) and _is_formula(value):
-            return f"'{value}"  # which spreadsheets would run
-        undefined = isinstance(value, float) and not math.isfinite(value)
-        return None if undefined else value
-
     image = ("index", "id", "target", "target_name", "method")
     names = [*image, *metrics, "constant_map", "broken_map", *COST, "error"]
     buffer = io.StringIO()
@@ -123,16 +118,14 @@ def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     writer.writerow(names)
     for row in rows:
         values = {**row.get("metrics", {}), **row}
-        writer.writerow([cell(values.get(name)) for name in names])
+        writer.writerow([_cell(values.get(name)) for name in names])
     return buffer.getvalue()
 
 
-def _is_formula(text: str) -> bool:
-    """Returns whether a spreadsheet may take a text for a formula, or for two cells.
-
-    Spaces and characters that are not shown, before it, do not keep it from that.
-    """
-    if text.startswith(("\t", "\r", "\n")):
-        return True
-    shown = (i for i, c in enumerate(text) if c.isprintable() and not c.isspace())
-    return text[next(shown, 0) :].startswith(FORMULA)
+def _cell(value: Any) -> Any:
+    """Returns a value as a spreadsheet may open it."""
+    if isinstance(value, str):
+        text = printable(value)  # a tab or a line break would begin another cell
+        return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+    undefined = isinstance(value, float) and not math.isfinite(value)
+    return None if undefined else value

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.data import Entry, Images, check_unchanged, open_data
 from captum_unioncam.evaluation.distributed import Processes, processes
 from captum_unioncam.evaluation.holding import hold_folder
-from captum_unioncam.evaluation.identity import identity
+from captum_unioncam.evaluation.identity import identity, package_versions
 from captum_unioncam.evaluation.measuring import (
     Batches,
     check_labels,
@@ -263,7 +262,7 @@ def _report(
         "versions": {
             "captum-unioncam": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("captum", "torch", "torchvision")},
+            **package_versions(),
         },
         "hardware": _hardware(task.device, process),
         "layer": {"name": task.layer_name, "size": list(task.layer_size)},

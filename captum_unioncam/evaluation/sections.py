@@ -99,7 +99,7 @@ def _what_was_run(context: Mapping[str, Any], failures: Mapping[str, Any]) -> Se
         "images). NaN counts the images for which it is undefined, which the mean "
         "leaves out. A constant map has one value everywhere; one that is not finite "
         "holds NaN or infinities. The best mean of a column is bold, of the methods "
-        "without such maps."
+        "without such maps, over the most images."
     )
     facts = [(name, context[name]) for name in ("images", "seed", "hardware")]
     facts += [*context["config"].items(), *context["versions"].items()]
@@ -163,7 +163,7 @@ def _means(
     bold = {
         (labels.index(list(ranked)[row]), left + place)
         for place, (name, column) in enumerate(columns.items())
-        for row in _best([v[name].mean for v in ranked.values()], column.better)
+        for row in _best([v[name] for v in ranked.values()], column.better)
     }
     return Table(
         ("variant", "method")[-left:]
@@ -188,8 +188,13 @@ def _cell(value: Estimate, column: Column) -> str:
     return text + note
 
 
-def _best(means: Sequence[float | None], better: str | None) -> list[int]:
-    """Returns the places of the best mean, of two at least."""
+def _best(values: Sequence[Estimate], better: str | None) -> list[int]:
+    """Returns the places of the best mean, of two at least.
+
+    A mean that leaves out images that others have is not compared with theirs.
+    """
+    most = max((value.n for value in values), default=0)
+    means = [value.mean if value.n == most else None for value in values]
     known = [mean for mean in means if mean is not None]
     if better is None or len(known) < 2:
         return []

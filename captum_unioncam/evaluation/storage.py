@@ -28,6 +28,9 @@ CHANGED = {
     WEIGHTS: "the values of the weights have changed",
     "code": "the source of captum_unioncam has changed",
     "names": "the names of the images have changed",
+    "sources": "the source of {} has changed",
+    "measures": "the source of {} has changed",
+    "versions": "{} is another version",
 }
 
 
@@ -118,7 +121,7 @@ def _check_same(
         if old.get(name) == new.get(name):
             continue
         kind, _, label = name.partition(".")
-        changed = f"the source of {label} has changed" if label else CHANGED.get(kind)
+        changed = CHANGED.get(kind, "").format(label)
         raise ConfigError(
             f"`output`: {folder} holds a run of another configuration ("
             f"{f'{changed}: ' if changed and name in old else ''}{name} was "

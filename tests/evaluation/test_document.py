@@ -51,6 +51,7 @@ def test_markdown_says_mean_error_n_and_nan():
         row(0, "a", drop=10.0, increase=0.0),
         row(1, "a", drop=20.0, increase=None),
         row(0, "b", drop=30.0, increase=None),
+        row(1, "b", drop=30.0, increase=None),
     ]
     summary = summarize(rows, ["a", "b"], ["drop", "increase"])
     maps = {"a": MapCounts(), "b": MapCounts()}
@@ -62,7 +63,7 @@ def test_markdown_says_mean_error_n_and_nan():
         "| average increase, % (higher is better) | constant maps | maps not finite |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| a | **15.00 ± 5.00 (2)** | 0.00 (1, 1 NaN) | 0 | 0 |",
-        "| b | 30.00 (1) | n/a (1 NaN) | 0 | 0 |",
+        "| b | 30.00 ± 0.00 (2) | n/a (2 NaN) | 0 | 0 |",
     ]
 
 

@@ -5,6 +5,7 @@ import importlib
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -214,6 +215,7 @@ def test_options_names_and_sources_are_the_identity_of_a_run(monkeypatch):
     assert list(known["sources"]) == ["gradcam", "unioncam:theta=30"]
     assert list(known["measures"]) == ["drop"]
     assert known["files"] == 2
+    assert known["versions"]["torch"] == version("torch")
     assert identity_of(names=("a.jpg\nb.jpg",), **options)["names"] != known["names"]
     assert identity_of(names=("b.jpg", "a.jpg"), **options)["names"] != known["names"]
     # Another class, and another metric, under a known name.

@@ -7,6 +7,7 @@ from reports import context, failure, row, tables, written
 
 from captum_unioncam.evaluation import sections
 from captum_unioncam.evaluation.metrics import Metric
+from captum_unioncam.evaluation.statistics import estimate
 
 MAPS = ["constant maps", "maps not finite"]
 
@@ -22,7 +23,14 @@ MAPS = ["constant maps", "maps not finite"]
     ],
 )
 def test_the_best_of_several_is_bold(means, better, expected):
-    assert sections._best(means, better) == expected
+    values = [estimate([mean, mean]) for mean in means]
+    assert sections._best(values, better) == expected
+
+
+def test_a_mean_that_leaves_images_out_is_not_the_best():
+    values = [estimate([1.0, None]), estimate([2.0, 2.0]), estimate([3.0, 3.0])]
+    assert sections._best(values, "lower") == [1]
+    assert sections._best(values[:2], "lower") == []
 
 
 def test_every_metric_has_its_table(tmp_path, monkeypatch):

@@ -297,6 +297,14 @@ def test_a_difference_of_sources_names_the_method(tmp_path):
         check_folder(tmp_path, known, resume=True)
 
 
+def test_another_version_of_a_package_is_another_configuration(tmp_path):
+    begin_folder(tmp_path, {**KNOWN, "versions": {"torch": "2.3.0"}})
+    known = {**KNOWN, "versions": {"torch": "2.4.0"}}
+    message = "torch is another version: versions.torch was '2.3.0', is '2.4.0'"
+    with pytest.raises(ConfigError, match=message):
+        check_folder(tmp_path, known, resume=True)
+
+
 @pytest.mark.parametrize(
     "content",
     ["{", "3", "[]", "null", '"text"', "[" * 100_000, '{"a": "\xff"}'],
