@@ -224,6 +224,8 @@ def test_the_methods_and_the_metrics_are_listed(capsys):
         (["--methods", "scorecam", "--layer", "_fc"], "--layer _fc: `layer` must have"),
         (["--unknown"], "unrecognized arguments: --unknown"),
         (["--out", "x.png"], "unrecognized arguments: --out"),
+        (["--output", ""], "argument --output: must not be empty (try captum-unioncam"),
+        (["--json", ""], "argument --json: must not be empty (try captum-unioncam"),
         (["--output", "x.jpg"], "--output must end with .png, got 'x.jpg'"),
         (["--output", "no/such/folder.png"], "folder.png cannot be written: No such"),
         (["--json", "no/such/folder.json"], "folder.json cannot be written: No such"),

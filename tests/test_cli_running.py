@@ -8,13 +8,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from classifiers import tiny_classifier
 
-from captum_unioncam import __version__
+from captum_unioncam import GradientCAM, __version__
 from captum_unioncam.cli import explain, main, methods
 from captum_unioncam.cli.running import as_typed
 from captum_unioncam.cli.terminal import Outcome, write_error, write_out
 from captum_unioncam.errors import ConfigError, UserError, mark_known_to_all
+from captum_unioncam.evaluation.methods import METHODS, Method
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,6 +92,31 @@ def test_the_traceback_is_shown_to_who_asks_for_it(ends_with, capsys, monkeypatc
 )
 def test_a_message_names_the_option_as_it_is_typed(message, shown):
     assert as_typed(message, {"num_images", "target", "layer"}) == shown
+
+
+@pytest.mark.filterwarnings("ignore:BrokenCAM")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_no_success(value, tiny, monkeypatch, capsys):
+    class BrokenCAM(GradientCAM):
+        def weights(self, activations, gradients):
+            return gradients.flatten(2).mean(2) * value
+
+    entry = Method(BrokenCAM, "nobody 2026", "https://a.org", True, "1", "none")
+    monkeypatch.setitem(METHODS, "brokencam", entry)
+    assert main(["explain", "--methods", "gradcam,brokencam"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the map of brokencam is not finite (NaN); leave this method out" in error
+
+    def broken(*arguments):
+        classifier = tiny_classifier(*arguments)
+        with torch.no_grad():
+            classifier.model[-1].bias[3] = value
+        return classifier
+
+    monkeypatch.setattr(explain, "load_classifier", broken)
+    assert main(["explain"]) == 2
+    assert "the model's scores of the image are not finite" in capsys.readouterr().err
+    assert not os.listdir()
 
 
 # Ctrl-C

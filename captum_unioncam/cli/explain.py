@@ -128,9 +128,15 @@ def _methods(names: tuple[str, ...]) -> Methods:
         raise UserError(f"`methods`: {error}") from error
 
 
-def _one_map(maps: Tensor | tuple[Tensor, ...], layer_name: str) -> Tensor:
+def _one_map(maps: Tensor | tuple[Tensor, ...], layer_name: str, label: str) -> Tensor:
+    """Returns the map of a method; refuses several, and one with NaN."""
     if isinstance(maps, tuple):
         raise UserError(f"`layer` {layer_name}: it has several tensors; choose another")
+    if not bool(maps.isfinite().all()):
+        raise UserError(
+            f"the map of {label} is not finite (NaN); leave this method out, or choose "
+            "another layer"
+        )
     return maps
 
 
@@ -175,7 +181,7 @@ def _components(
     # The model and the layer may raise anything.
     except Exception as error:
         raise _blamed(error, scene.layer_name, "unioncam", {}) from error
-    union = _one_map(attributions, scene.layer_name)
+    union = _one_map(attributions, scene.layer_name, "unioncam")
     assert isinstance(details, UnionCAMDetails)
     figure = _components_figure(scene.picture, union, details)
     return figure, {"layer_size": list(union.shape[2:]), **_numbers(details)}
@@ -203,7 +209,7 @@ def _comparison(
         # The model, the layer and the options of a method may raise anything.
         except Exception as error:
             raise _blamed(error, scene.layer_name, label, chosen) from error
-        maps = _one_map(attributions, scene.layer_name)
+        maps = _one_map(attributions, scene.layer_name, label)
         seconds = time.perf_counter() - started
         kept = confidence_kept(
             *masked_confidences(
