@@ -68,6 +68,14 @@ def _bounds(low: float, high: float) -> str:
     return f" >= {low}" if math.isfinite(low) else ""
 
 
+def check_text(name: str, value: str) -> None:
+    """Refuses an empty string, which nobody means, and one that no path may hold."""
+    if value == "":
+        raise ValueError(f"`{name}` must not be empty")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"`{name}` must not hold a NUL character, got {value!r}")
+
+
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Refuses anything but one of a few strings, and names the closest."""
     if value not in choices:

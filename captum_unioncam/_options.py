@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import Field, field
 from typing import Any
 
-from captum_unioncam._checks import check_choice, check_integer, check_number
+from captum_unioncam._checks import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_text,
+)
 from captum_unioncam.errors import ConfigError
 
 DEFAULT_MODEL = "efficientnet_lite0"
@@ -68,6 +73,8 @@ def check_option(declared: "Field[Any]", value: Any, name: str | None = None) ->
         check_integer(name, value, rules["low"], rules["high"], or_none=or_none)
     elif kind_of(declared) is float:
         check_number(name, value, rules["low"], rules["high"])
+    elif kind_of(declared) is str:
+        check_text(name, value)
 
 
 def check_options(config: Any) -> None:

@@ -11,11 +11,14 @@ def row(index, method="unioncam", curves=None, seconds=0.5, forwards=7, **metric
     return {
         "index": index,
         "id": f"{index:03}.jpg",
+        "file": f"digest of {index}",
         "target": 285,
         "target_name": "Egyptian cat",
         "method": method,
         "metrics": metrics,
         "curves": curves or {},
+        "constant_map": False,
+        "broken_map": False,
         "seconds": seconds,
         "forwards": forwards,
     }

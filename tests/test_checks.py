@@ -1,4 +1,4 @@
-"""Checks of options: the argument, the rule and the value; and warnings."""
+"""Checks of options: the argument, the rule and the value; warnings, and errors."""
 
 import math
 import warnings
@@ -15,6 +15,7 @@ from captum_unioncam._checks import (
     did_you_mean,
     warn_user,
 )
+from captum_unioncam.errors import REASON_LENGTH, DataError, one_line, printable
 
 
 def message_of(check, *arguments, **options):
@@ -175,3 +176,39 @@ def test_frames_of_captum_and_of_this_package_are_not_the_users():
 def test_a_package_with_a_similar_name_is_a_user(name):
     warning = passed_on("here", "captum_unioncam", name, "captum.attr")
     assert (warning.filename, warning.lineno) == ("others.py", 2)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("two words, é, 猫 and \xa0", "two words, é, 猫 and \xa0"),
+        ("a\nb\r\tc", r"a\nb\r\tc"),
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("cat\u202egnp.exe\u200f", r"cat\u202egnp.exe\u200f"),
+        ("one\u2028two", r"one\u2028two"),
+        ("\udcff.jpg", r"\udcff.jpg"),
+    ],
+)
+def test_what_a_terminal_would_act_on_is_shown_escaped(text, shown):
+    assert printable(text) == shown
+    assert printable(shown) == shown
+    assert str(DataError(f"{text} is wrong")) == f"{shown} is wrong"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (ValueError("\n \n  two  \nthree"), "two"),
+        (ValueError(" "), "ValueError"),
+        (MemoryError(), "MemoryError"),
+        (OSError(28, "No space left on device", "/a/long/path"), "No space left on d"),
+        (ValueError("x" * 999), "x" * (REASON_LENGTH - 4) + " ..."),
+    ],
+)
+def test_an_error_is_one_line(error, line):
+    assert one_line(error).startswith(line)
+    assert len(one_line(error)) <= REASON_LENGTH

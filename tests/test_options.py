@@ -78,7 +78,7 @@ def test_the_kind_of_an_option_is_its_type_without_none(name, kind):
         ("side", "right"),
         ("other", None),
         ("other", "up"),
-        ("data", ""),
+        ("data", " "),
         ("names", ()),
         ("quiet", True),
     ],
@@ -99,6 +99,8 @@ WRONG = [
     ("side", "lefty", ValueError, "one of left, right, got 'lefty'; did you mean 'le"),
     ("side", None, ValueError, "`side` must be one of left, right, got None"),
     ("other", "left", ValueError, "`other` must be one of up, down, got 'left'"),
+    ("data", "", ValueError, "`data` must not be empty"),
+    ("data", "a\0b", ValueError, r"`data` must not hold a NUL character, got 'a.x00b"),
 ]
 
 

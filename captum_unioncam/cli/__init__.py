@@ -1,19 +1,17 @@
 """The command ``captum-unioncam``.
 
-Exit codes: 0 if all went well, 2 for bad options or input (one line on stderr), 3 if an
-evaluation ended but some images or methods failed, 130 after Ctrl-C. Files are written
-whole or not at all.
+Exit codes: 0 if all went well, 2 if it could not do what it was asked for (one line on
+stderr), 3 if an evaluation ended but some images or methods failed, or have a metric
+that is undefined everywhere, 130 after Ctrl-C. Files are written whole or not at all.
+Standard output holds the result alone; what libraries print goes to stderr. With
+``CAPTUM_UNIONCAM_TRACEBACK=1`` in the environment, an error shows where it is from.
 
 A command is a dataclass of its options and a module with a ``run`` function, which is
 imported when the command runs: help and wrong options do not wait for torch.
 """
 
-import importlib
-import sys
+import os
 from collections.abc import Sequence
-
-from captum_unioncam.cli.parser import parse
-from captum_unioncam.errors import UserError
 
 PROGRAM = "captum-unioncam"
 
@@ -21,12 +19,14 @@ PROGRAM = "captum-unioncam"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     try:
-        command, options = parse(PROGRAM, arguments)
-        module = importlib.import_module(f"captum_unioncam.cli.{command}")
-        return module.run(options) or 0
-    except UserError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        # Imported here, so that Ctrl-C meanwhile is like any other.
+        from captum_unioncam.cli.running import run
+
+        return run(PROGRAM, arguments)
+    except KeyboardInterrupt as error:
+        from captum_unioncam.cli.terminal import write_error
+
+        hint = f"; {error}" if f"{error}" else ""
+        if os.environ.get("RANK", "0") == "0":  # one of those that torchrun started
+            write_error(f"\n{PROGRAM}: interrupted{hint}")
         return 130

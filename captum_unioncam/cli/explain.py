@@ -1,6 +1,9 @@
 """``captum-unioncam explain``: a picture of the maps of an image, and their scores."""
 
+import re
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +16,9 @@ from torch.nn import Module
 from captum_unioncam import UnionCAM, UnionCAMDetails
 from captum_unioncam._confidence import confidence
 from captum_unioncam._reshape import ReshapeTransform
-from captum_unioncam.cli.files import check_files, print_report, write_report
+from captum_unioncam.cli.files import check_files, write_report
 from captum_unioncam.cli.options import ExplainOptions
+from captum_unioncam.cli.terminal import Outcome
 from captum_unioncam.errors import UserError
 from captum_unioncam.evaluation.data import read_image
 from captum_unioncam.evaluation.methods import Method, parse_methods
@@ -32,13 +36,12 @@ Methods = dict[str, tuple[Method, dict[str, Any]]]
 TOP = 3
 
 
-def run(given: dict[str, Any]) -> None:
-    """Explains an image, writes the picture and the JSON, and prints the result."""
+def run(given: dict[str, Any], line: str) -> Outcome:
+    """Explains an image, writes the picture and the JSON, and returns the result."""
     options = ExplainOptions(**given)
     check_files(options)
     figure, report = explain(options)
-    write_report(options, figure, report)
-    print_report(options, report)
+    return write_report(options, figure, report)
 
 
 def explain(options: ExplainOptions) -> tuple[Figure, dict[str, Any]]:
@@ -54,14 +57,10 @@ def explain(options: ExplainOptions) -> tuple[Figure, dict[str, Any]]:
     classifier = load_classifier(options.model, options.weights)
     layer_name = options.layer or classifier.default_layer
     scene, scores = _scene(classifier, layer_name, image, options.target, device)
-    try:
-        if methods is None:
-            figure, result = _components(scene, options)
-        else:
-            figure, result = _comparison(scene, methods, options)
-    # The layer is the one option left to be wrong; Captum asserts that it runs.
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"--layer {layer_name}: {error}") from error
+    if methods is None:
+        figure, result = _components(scene, options)
+    else:
+        figure, result = _comparison(scene, methods, options)
     report = {
         "image": options.image or "chelsea",
         "model": options.model,
@@ -82,6 +81,7 @@ class _Scene:
 
     model: Module
     layer: Module
+    layer_name: str
     reshape_transform: ReshapeTransform | None
     inputs: Tensor  # (1, 3, H, W)
     black: Tensor  # a black image, as the model sees it
@@ -106,12 +106,18 @@ def _scene(
     )
     with torch.no_grad():
         scores = confidence(model(inputs))[0]
+    if not bool(scores.isfinite().all()):
+        raise UserError(
+            "the model's scores of the image are not finite (NaN); look at its weights"
+        )
     if target is None:
         index = int(scores.argmax())
     else:
         index = class_index(target, classifier.categories, len(scores))
     picture = ((inputs - black) / (white - black)).clamp(0, 1)
-    scene = _Scene(model, layer, reshape_transform, inputs, black, picture, index)
+    scene = _Scene(
+        model, layer, layer_name, reshape_transform, inputs, black, picture, index
+    )
     return scene, scores
 
 
@@ -119,30 +125,63 @@ def _methods(names: tuple[str, ...]) -> Methods:
     try:
         return parse_methods(names)
     except ValueError as error:
-        raise UserError(f"--methods: {error}") from error
+        raise UserError(f"`methods`: {error}") from error
 
 
-def _one_map(maps: Tensor | tuple[Tensor, ...]) -> Tensor:
+def _one_map(maps: Tensor | tuple[Tensor, ...], layer_name: str, label: str) -> Tensor:
+    """Returns the map of a method; refuses several, and one with NaN."""
     if isinstance(maps, tuple):
-        raise ValueError("it has several tensors; choose another")
+        raise UserError(f"`layer` {layer_name}: it has several tensors; choose another")
+    if not bool(maps.isfinite().all()):
+        raise UserError(
+            f"the map of {label} is not finite (NaN); leave this method out, or choose "
+            "another layer"
+        )
     return maps
+
+
+def _blamed(
+    error: Exception, layer_name: str, label: str, chosen: Mapping[str, Any]
+) -> UserError:
+    """Returns an error of a method that names what is wrong.
+
+    Args:
+        error (Exception): What the method raised.
+        layer_name (str): The layer.
+        label (str): The method, with the options that it was given.
+        chosen (Mapping[str, Any]): These options.
+    """
+    text = " ".join(f"{error}".split()) or type(error).__name__
+    subject = re.match(r"`(\w+)`", text)
+    name = subject[1] if subject else ""
+    if name in chosen:
+        return UserError(f"`methods`: {label}: {text}")
+    # Captum asserts that the layer runs.
+    if name == "layer" or isinstance(error, AssertionError):
+        return UserError(f"`layer` {layer_name}: {text}")
+    return UserError(f"{label} cannot explain this image: {text}")
 
 
 def _components(
     scene: _Scene, options: ExplainOptions
 ) -> tuple[Figure, dict[str, Any]]:
     """Draws the paper's Figure 1 for an image: components, fusion, selection."""
-    cam = UnionCAM(scene.model, scene.layer, reshape_transform=scene.reshape_transform)
-    attributions, details = cam.attribute(
-        scene.inputs,
-        target=scene.target,
-        theta=options.theta,
-        baselines=scene.black,
-        max_channels=options.max_channels,
-        show_progress=True,
-        return_details=True,
-    )
-    union = _one_map(attributions)
+    transform = scene.reshape_transform
+    try:
+        cam = UnionCAM(scene.model, scene.layer, reshape_transform=transform)
+        attributions, details = cam.attribute(
+            scene.inputs,
+            target=scene.target,
+            theta=options.theta,
+            baselines=scene.black,
+            max_channels=options.max_channels,
+            show_progress=sys.stderr is not None,
+            return_details=True,
+        )
+    # The model and the layer may raise anything.
+    except Exception as error:
+        raise _blamed(error, scene.layer_name, "unioncam", {}) from error
+    union = _one_map(attributions, scene.layer_name, "unioncam")
     assert isinstance(details, UnionCAMDetails)
     figure = _components_figure(scene.picture, union, details)
     return figure, {"layer_size": list(union.shape[2:]), **_numbers(details)}
@@ -155,17 +194,22 @@ def _comparison(
     panel_maps, rows = {}, []
     for label, (method, chosen) in methods.items():
         started = time.perf_counter()
-        attribute = method.explain(
-            scene.model,
-            scene.layer,
-            chosen,
-            reshape_transform=scene.reshape_transform,
-            theta=options.theta,
-            baselines=scene.black,
-            max_channels=options.max_channels,
-            show_progress=True,
-        )
-        maps = _one_map(attribute(scene.inputs, target=scene.target))
+        try:
+            attribute = method.explain(
+                scene.model,
+                scene.layer,
+                chosen,
+                reshape_transform=scene.reshape_transform,
+                theta=options.theta,
+                baselines=scene.black,
+                max_channels=options.max_channels,
+                show_progress=sys.stderr is not None,
+            )
+            attributions = attribute(scene.inputs, target=scene.target)
+        # The model, the layer and the options of a method may raise anything.
+        except Exception as error:
+            raise _blamed(error, scene.layer_name, label, chosen) from error
+        maps = _one_map(attributions, scene.layer_name, label)
         seconds = time.perf_counter() - started
         kept = confidence_kept(
             *masked_confidences(

@@ -1,15 +1,15 @@
-"""What ``explain`` writes and prints."""
+"""What ``explain`` writes and shows."""
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from captum_unioncam._files import strict_json, write_whole
+from captum_unioncam._files import remove_temporaries, strict_json, write_whole
 from captum_unioncam.cli.options import ExplainOptions
-from captum_unioncam.errors import UserError, one_line
+from captum_unioncam.cli.terminal import Outcome
+from captum_unioncam.errors import UserError, one_line, printable
 from captum_unioncam.evaluation.figures import png_of
 
 DOTS_PER_INCH = 100
@@ -31,29 +31,29 @@ def check_files(options: ExplainOptions) -> None:
             if target.exists() and not target.is_file():
                 raise OSError("it is not a file")
             with tempfile.TemporaryFile(dir=target.parent):
-                pass
+                remove_temporaries(target.parent)
         except OSError as error:
             raise _cannot_write(path, error) from error
 
 
 def write_report(
     options: ExplainOptions, figure: Figure, report: dict[str, Any]
-) -> None:
-    """Writes the picture, and the JSON if it is asked for."""
+) -> Outcome:
+    """Writes the files, and returns what is left to show: for a person, or JSON."""
     _write(options.output, png_of(figure, DOTS_PER_INCH))
+    content = f"{strict_json(report, indent=2)}\n"
     if options.json == "-":
-        print(strict_json(report, indent=2))
-    elif options.json is not None:
-        _write(options.json, f"{strict_json(report, indent=2)}\n".encode())
+        return Outcome(content, _text(report))
+    if options.json is not None:
+        _write(options.json, content.encode())
+    return Outcome(f"{_text(report)}\n")
 
 
-def print_report(options: ExplainOptions, report: dict[str, Any]) -> None:
-    """Prints what a person wants to know first; on stderr if stdout has the JSON."""
-    stream = sys.stderr if options.json == "-" else sys.stdout
+def _text(report: dict[str, Any]) -> str:
+    """Returns what a person wants to know first."""
     lines = _lines(report)
     width = max(map(len, lines))
-    for name, value in lines.items():
-        print(f"{name:<{width}} {value}", file=stream)
+    return "\n".join(printable(f"{n:<{width}} {value}") for n, value in lines.items())
 
 
 def _lines(report: dict[str, Any]) -> dict[str, str]:

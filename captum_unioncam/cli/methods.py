@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from captum_unioncam.cli.terminal import Outcome
 from captum_unioncam.evaluation.methods import methods_table
 
 
-def run(given: dict[str, Any]) -> None:
-    """Prints the table."""
-    print(methods_table())
+def run(given: dict[str, Any], line: str) -> Outcome:
+    """Returns the table."""
+    return Outcome(f"{methods_table()}\n")

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from captum_unioncam.cli.terminal import Outcome
 from captum_unioncam.evaluation.metrics import metrics_table
 
 
-def run(given: dict[str, Any]) -> None:
-    """Prints the table."""
-    print(metrics_table())
+def run(given: dict[str, Any], line: str) -> Outcome:
+    """Returns the table."""
+    return Outcome(f"{metrics_table()}\n")

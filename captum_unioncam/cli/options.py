@@ -22,7 +22,8 @@ class ExplainOptions:
         metavar="NAME",
     )
     weights: str = option(
-        "pretrained weights, random ones, or a state dict",
+        "pretrained weights, random ones, or a file: a state dict, or a checkpoint "
+        "with one as state_dict or model, also in safetensors",
         "default",
         metavar="default|none|PATH",
     )
@@ -32,14 +33,15 @@ class ExplainOptions:
         metavar="NAME",
     )
     target: str | None = option(
-        "index or name of the class to explain (default: the predicted class)",
+        "class to explain: its index, its name, or its WordNet id such as n02123159 "
+        "if there are 1,000 (default: the predicted class)",
         None,
         metavar="CLASS",
     )
     methods: tuple[str, ...] | None = option(
-        "methods to compare, one panel each, with commas, or all (`captum-unioncam "
-        "methods` lists them); options as in unioncam:theta=30 (default: UnionCAM and "
-        "its components)",
+        "methods to compare, one panel each, with commas, in any case; all stands for "
+        "those not named (`captum-unioncam methods` lists them); options as in "
+        "unioncam:theta=30 (default: UnionCAM and its components)",
         None,
         metavar="NAMES",
     )
@@ -56,10 +58,14 @@ class ExplainOptions:
         low=1,
         metavar="K",
     )
-    device: str | None = option("default: cuda where there is one, else cpu", None)
+    device: str | None = option(
+        "device of torch (default: cuda where there is one, else cpu)", None
+    )
     output: str = option("picture to write", "unioncam.png", metavar="PNG")
     json: str | None = option(
-        "write the result as JSON, - for stdout", None, metavar="FILE|-"
+        "write the result as JSON, - for stdout (default: no JSON)",
+        None,
+        metavar="FILE|-",
     )
 
     def __post_init__(self) -> None:
@@ -71,7 +77,7 @@ class EvaluateOptions(EvaluationConfig):
     """What to evaluate; the options of a preset count where none are given."""
 
     preset: str | None = option(
-        "options of the paper's protocol, which others override",
+        "options of the paper's protocol, which others override (default: none)",
         None,
         choices=sorted(PRESETS),
     )

@@ -33,6 +33,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=program,
         description="Class activation maps of image classifiers.",
+        epilog="With CAPTUM_UNIONCAM_TRACEBACK=1 in the environment, an error shows "
+        "where it is from.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -72,7 +74,9 @@ def _help(field: "Field[Any]") -> str:
     notes = []
     if field.metadata["choices"]:
         notes.append(f"one of {', '.join(field.metadata['choices'])}")
-    if field.default not in (None, False, dataclasses.MISSING):
+    if field.default is False:
+        notes.append("default: off")
+    elif field.default not in (None, dataclasses.MISSING):
         several = isinstance(field.default, tuple)
         default = ",".join(field.default) if several else field.default
         notes.append(f"default: {default}")

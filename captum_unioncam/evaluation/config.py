@@ -25,13 +25,17 @@ class EvaluationConfig:
     data: str = option("imagefolder:DIR, imagenet:DIR or voc2007:DIR")
     output: str = option("folder of the results; created if it does not exist")
     model: str = option("efficientnet_lite0, or a model of torchvision", DEFAULT_MODEL)
-    weights: str = option("default, none, or a file with a state dict", "default")
+    weights: str = option(
+        "default, none (random, drawn from the seed), or a file: a state dict, or a "
+        "checkpoint with one as state_dict or model, also in safetensors",
+        "default",
+    )
     layer: str | None = option(
         "dotted name (default: the last spatial activation)", None
     )
     methods: tuple[str, ...] = option(
-        "names with commas, or all (`captum-unioncam methods` lists them); options as "
-        "in unioncam:theta=30",
+        "names with commas, in any case; all stands for those not named "
+        "(`captum-unioncam methods` lists them); options as in unioncam:theta=30",
         ("all",),
     )
     metrics: tuple[str, ...] = option(
@@ -40,7 +44,7 @@ class EvaluationConfig:
     )
     num_images: int | None = option("random images (default: all)", None, low=1)
     seed: int = option(
-        "seed of the random images, and of the noise of metrics",
+        "seed of the random images, of the noise of metrics, and of random weights",
         0,
         low=0,
         high=2**31 - 1,
@@ -48,7 +52,10 @@ class EvaluationConfig:
     batch_size: int = option("images explained together", 1, low=1)
     workers: int = option("processes that read images", 0, low=0)
     target: str = option(
-        "class to explain: predicted, or the label's", "predicted", choices=TARGETS
+        "class to explain: predicted, or the label's: the name of the image's folder, "
+        "which is an index, a class name, or a WordNet id if there are 1,000 classes",
+        "predicted",
+        choices=TARGETS,
     )
     preprocessing: str = option(
         "the model's own, or unit: 224 x 224, scaled to [0, 1], no mean and std",
@@ -65,8 +72,14 @@ class EvaluationConfig:
     sanity: int = option("images of the randomisation check", 0, low=0)
     amp: bool = option("run the model in bfloat16 where that is safe", False)
     compile: bool = option("compile the model for the masked passes", False)
-    device: str | None = option("default: cuda where there is one, else cpu", None)
-    resume: bool = option("continue an interrupted run in the same folder", False)
+    device: str | None = option(
+        "device of torch (default: cuda where there is one, else cpu)", None
+    )
+    resume: bool = option(
+        "continue an interrupted run in the same folder, if weights, images and "
+        "sources are the same",
+        False,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -3,28 +3,32 @@
 An image that cannot be read becomes an item with the reason, and the run continues.
 """
 
+import hashlib
+import io
+import os
+import stat
 import warnings
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from captum_unioncam.errors import DataError, one_line
+from captum_unioncam.evaluation.annotations import Box, voc_boxes
 
 # Models crop to a square after they bring the shorter side to some 256 pixels: a very
 # long image would take a lot of memory and show almost nothing.
 LARGEST_ASPECT = 50
 
-Box = tuple[int, int, int, int]
+# More than the pixels that Pillow accepts take, in any format.
+LARGEST_FILE = 2**31
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,28 @@ class Entry:
     Attributes:
         name (str): Path in the data set, which identifies the image.
         path (str): The file.
-        label (str or int or None): Name or index of the class, if it is known.
+        label (str or None): Name, index or WordNet id of the class, if it is known.
         annotation (str or None): VOC's file of boxes.
     """
 
     name: str
     path: str
-    label: str | int | None = None
+    label: str | None = None
     annotation: str | None = None
+
+    def read(self) -> tuple[bytes, bytes | None]:
+        """Returns the contents of the image's file and of the annotation's.
+
+        Raises:
+            DataError: If they cannot be read; the message leaves their paths out.
+        """
+        image = _file_content(self.path, "the file cannot be read as an image")
+        if self.annotation is None:
+            return image, None
+        name = Path(self.annotation).name
+        return image, _file_content(
+            self.annotation, f"the annotation {name} cannot be read"
+        )
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,8 @@ class Item:
         index (int): Place in the data set.
         name (str): Name of the image.
         inputs (Tensor or None): (C, H, W).
-        label (str or int or None): Name or index of the class, if it is known.
+        label (str or None): Name, index or WordNet id of the class, if it is known.
+        file (str or None): The digest of the file; see :func:`file_digest`.
         masks (Tensor or None): The inside of each box, bool, (boxes, H, W); None for
             data sets without boxes.
         error (str or None): Why there is no image.
@@ -61,7 +80,8 @@ class Item:
     index: int
     name: str
     inputs: Tensor | None = None
-    label: str | int | None = None
+    label: str | None = None
+    file: str | None = None
     masks: Tensor | None = None
     error: str | None = None
 
@@ -86,17 +106,27 @@ class Images(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         entry = self.entries[index]
         try:
-            image = read_image(entry.path)
-            inputs = self.preprocess(image)
-            masks = None
-            if entry.annotation is not None:
-                boxes = _voc_boxes(entry.annotation)
-                masks = self._shown_boxes(image.size, boxes, inputs)
-        # The decoders, the annotation and the transforms may raise anything.
+            return self._item(index, entry)
+        except DataError as error:
+            return Item(index, entry.name, error=f"{error}")
+        # The transforms may raise anything.
         except Exception as error:
-            reason = one_line(error).replace(entry.path, "the file")
+            reason = f"{type(error).__name__}: {one_line(error)}"
             return Item(index, entry.name, error=reason)
-        return Item(index, entry.name, inputs, entry.label, masks)
+
+    def _item(self, index: int, entry: Entry) -> Item:
+        content, annotation = entry.read()
+        try:
+            image = _decoded(content)
+        except DataError as error:
+            raise DataError(f"the file {error}") from error
+        inputs = self.preprocess(image)
+        masks = None
+        if annotation is not None:
+            boxes = voc_boxes(annotation, f"{entry.annotation}")
+            masks = self._shown_boxes(image.size, boxes, inputs)
+        digest = file_digest(content, annotation)
+        return Item(index, entry.name, inputs, entry.label, digest, masks)
 
     def _shown_boxes(
         self, size: tuple[int, int], boxes: Sequence[Box], inputs: Tensor
@@ -170,10 +200,11 @@ def _image_folder(root: Path) -> list[Entry]:
 
 
 def _imagenet(root: Path) -> list[Entry]:
-    samples = datasets.ImageNet(str(root), split="val").samples
+    data = datasets.ImageNet(str(root), split="val")
+    # By WordNet ids: where folders are missing, the numbers are not the model's.
     return [
-        Entry(Path(path).relative_to(root).as_posix(), path, label)
-        for path, label in samples
+        Entry(Path(path).relative_to(root).as_posix(), path, data.wnids[label])
+        for path, label in data.samples
     ]
 
 
@@ -192,15 +223,53 @@ SOURCES: dict[str, Callable[[Path], list[Entry]]] = {
 }
 
 
-def _voc_boxes(annotation: str) -> list[Box]:
-    """Returns the boxes of an annotation: x0, y0, x1, y1, the ends exclusive."""
-    root = ElementTree.parse(annotation).getroot()
-    parsed: Any = datasets.VOCDetection.parse_voc_xml(root)
-    objects = parsed["annotation"].get("object", [])
-    corners = ("xmin", "ymin", "xmax", "ymax")
-    boxes = [[round(float(o["bndbox"][c])) for c in corners] for o in objects]
-    # VOC counts pixels from 1, and includes both ends.
-    return [(x0 - 1, y0 - 1, x1, y1) for x0, y0, x1, y1 in boxes]
+def file_digest(image: bytes, annotation: bytes | None = None) -> str:
+    """Returns a digest of an image's file: its size and its content.
+
+    What the annotation holds decides on the metrics of boxes, and counts too.
+    """
+    digest = hashlib.sha256(f"{len(image)}:".encode() + image)
+    digest.update(annotation or b"")
+    return digest.hexdigest()[:32]
+
+
+def check_unchanged(
+    entries: Sequence[Entry], files: Mapping[str, Collection[str]]
+) -> None:
+    """Refuses to continue a run of which an image has changed.
+
+    Args:
+        entries (Sequence[Entry]): Images of the data set.
+        files (Mapping[str, Collection[str]]): The digests of the files that the rows of
+            an image came from, by its name.
+
+    Raises:
+        DataError: Names the first image that is another one now.
+    """
+    for entry in entries:
+        if entry.name not in files:
+            continue
+        try:
+            digest = file_digest(*entry.read())
+        except DataError as error:
+            raise DataError(f"`data`: {entry.name}: {error}") from error
+        if set(files[entry.name]) != {digest}:
+            raise DataError(
+                f"`data`: {entry.name} has changed since its rows were written; put "
+                "the old file back, or choose another output folder"
+            )
+
+
+def _file_content(path: str, what: str) -> bytes:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{what} (it is no file, but a device or a folder)")
+        if status.st_size > LARGEST_FILE:
+            raise DataError(f"{what} (it has {status.st_size:,} bytes)")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{what} ({one_line(error)})") from error
 
 
 def read_image(path: str) -> Image.Image:
@@ -210,25 +279,42 @@ def read_image(path: str) -> Image.Image:
         DataError: If it cannot be read, or is too large.
     """
     try:
+        return _decoded(Path(path).read_bytes())
+    except DataError as error:
+        raise DataError(f"{path} {error}") from error
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read as an image ({one_line(error)}); name an image file"
+        ) from error
+
+
+def _decoded(content: bytes) -> Image.Image:
+    """Returns the image of a file's content, as RGB, upright.
+
+    Raises:
+        DataError: Says what the file is, or has, without its name.
+    """
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(io.BytesIO(content)) as file:
                 if max(file.size) > LARGEST_ASPECT * min(file.size):
                     raise DataError(
-                        f"{path} is {file.width} x {file.height} pixels; crop it to an "
-                        f"aspect ratio of at most {LARGEST_ASPECT}"
+                        f"is {file.width} x {file.height} pixels; crop it to an aspect "
+                        f"ratio of at most {LARGEST_ASPECT}"
                     )
                 return _rgb(ImageOps.exif_transpose(file))
     except DataError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down first"
+            f"has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down first"
         ) from error
     except Exception as error:  # decoders raise anything for a broken file
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "in no format that Pillow knows" if unknown else one_line(error)
         raise DataError(
-            f"{path} cannot be read as an image ({one_line(error)}); give a whole JPEG "
-            "or PNG file"
+            f"cannot be read as an image ({reason}); give a whole JPEG or PNG file"
         ) from error
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as distributed
 
-from captum_unioncam.errors import ConfigError
+from captum_unioncam.errors import ConfigError, mark_known_to_all
 
 Value = TypeVar("Value")
 
@@ -77,11 +77,12 @@ class Processes:
             except Exception as error:
                 failure = error
         outcomes = self.gather(failure and f"{type(failure).__name__}: {failure}")
-        if failure is not None:
-            raise failure
         for rank, message in enumerate(outcomes):
-            if message is not None:
-                raise ConfigError(f"process {rank} failed: {message}")
+            if message is not None and failure is None:
+                failure = ConfigError(f"process {rank} failed: {message}")
+        if failure is not None:
+            mark_known_to_all(failure)
+            raise failure
         return cast(Value, result)
 
 
@@ -94,10 +95,11 @@ def processes(cuda: bool) -> Iterator[Processes]:
         return
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
-        if local_rank >= torch.cuda.device_count():
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+        if here > torch.cuda.device_count():
             raise ConfigError(
-                f"there are {torch.cuda.device_count()} GPUs for {local_rank + 1} or "
-                "more processes; start one process for each GPU"
+                f"there are {torch.cuda.device_count()} GPUs for {here} or more "
+                "processes; start one process for each GPU"
             )
         torch.cuda.set_device(local_rank)
     backend = "nccl" if cuda else "gloo"

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import jinja2
 
+from captum_unioncam.errors import printable
+
 TITLE = "Evaluation of class activation maps"
 
 
@@ -69,8 +71,8 @@ def html(sections: Sequence[Section]) -> str:
     return _render("report.html.jinja", sections, autoescape=True)
 
 
-class _Verbatim(str):
-    """Text that Markdown shows as it is, inside of a code block."""
+class _Code(str):
+    """A line of a code block, which is shown as it is."""
 
 
 def _render(template: str, sections: Sequence[Section], autoescape: bool) -> str:
@@ -78,21 +80,34 @@ def _render(template: str, sections: Sequence[Section], autoescape: bool) -> str
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__),
         autoescape=autoescape,
-        finalize=None if autoescape else _plain_markdown,
+        finalize=_plain if autoescape else _plain_markdown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
-    environment.filters["verbatim"] = _Verbatim
+    environment.filters["code_lines"] = _code_lines
     return environment.get_template(template).render(title=TITLE, sections=sections)
+
+
+def _code_lines(code: str) -> list[_Code]:
+    return [_Code(printable(line)) for line in code.split("\n")]
+
+
+def _plain(value: object) -> str:
+    """Returns text in one line, with escapes for what is not shown.
+
+    They include marks that would turn the direction of the text.
+    """
+    return printable(str(value))
 
 
 def _plain_markdown(value: object) -> str:
     """Escapes text, so that Markdown shows it as it is, in one line."""
-    if isinstance(value, _Verbatim):
+    if isinstance(value, _Code):
         return value
-    text = escape(" ".join(str(value).split()), quote=False)
+    # Several spaces would be shown as one.
+    text = escape(" ".join(_plain(value).split()), quote=False)
     # An underscore within a word means nothing.
     return re.sub(r"[\\`*\[\]|~#$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)

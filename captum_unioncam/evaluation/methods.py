@@ -229,42 +229,63 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
     Raises:
         ValueError: If there is no such method, or the method has no such option.
     """
-    name, *pairs = label.split(":")
+    name, *pairs = _normal(label).split(":")
     if name not in METHODS:
         raise ValueError(
-            f"there is no method {name!r}{did_you_mean(name, METHODS)}; known are "
-            f"{', '.join(METHODS)}"
+            f"there is no method {name!r}{did_you_mean(name.lower(), METHODS)}; known "
+            f"are {', '.join(METHODS)}"
         )
     method = METHODS[name]
     parameters = list(inspect.signature(method.attribution.attribute).parameters)[5:]
     known = [name for name in parameters if name not in NOT_IN_LABELS]
-    options = {}
+    options: dict[str, Any] = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
-        try:
-            options[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            raise ValueError(
-                f"{label!r}: the value of {key!r} must be a number, True, False or "
-                f"None, got {text!r}"
-            ) from None
         if key not in known:
             raise ValueError(
                 f"{label!r}: {name} has no option {key!r}{did_you_mean(key, known)}; "
                 f"it has {', '.join(known)}"
             )
+        if key in options:
+            raise ValueError(f"{label!r}: {key!r} is given twice; give one value")
+        try:
+            options[key] = _number(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as e:
+            raise ValueError(
+                f"{label!r}: the value of {key!r} must be a number, True, False or "
+                f"None, got {text!r}"
+            ) from e
     return method, options
 
 
+def _normal(label: str) -> str:
+    """Returns a label with the name of its method as it is registered."""
+    name, *pairs = label.split(":")
+    if name not in METHODS:
+        same = [known for known in METHODS if known.casefold() == name.casefold()]
+        name = same[0] if len(same) == 1 else name
+    return ":".join([name, *pairs])
+
+
+def _number(text: str) -> float | None:
+    """Returns the value of an option: a number, True, False or None."""
+    value = ast.literal_eval(text)
+    if value is not None and not isinstance(value, int | float):
+        raise TypeError(f"it is a {type(value).__name__}")
+    return value
+
+
 def parse_methods(labels: Sequence[str]) -> dict[str, tuple[Method, dict[str, Any]]]:
-    """Returns the methods and their options by label; ``all`` stands for every name.
+    """Returns the methods and their options by label, each once.
+
+    Names may be in any case; ``all`` stands for every name that is not among them.
 
     Raises:
         ValueError: As :func:`parse_method`.
     """
     every: list[str] = []
     for label in labels:
-        every += METHODS if label == "all" else [label]
+        every += METHODS if label.casefold() == "all" else [_normal(label)]
     return {label: parse_method(label) for label in dict.fromkeys(every)}
 
 

@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from captum_unioncam._files import strict_json, write_whole
+from captum_unioncam.errors import printable
 from captum_unioncam.evaluation.document import Section, html, markdown
 from captum_unioncam.evaluation.sections import GalleryItem, report_sections
-from captum_unioncam.evaluation.statistics import COST, list_failures, summarize
-from captum_unioncam.evaluation.storage import Row
+from captum_unioncam.evaluation.statistics import (
+    COST,
+    count_maps,
+    list_failures,
+    summarize,
+)
+from captum_unioncam.evaluation.row import Row
 
 CONTEXT = (
     "command",
@@ -24,7 +30,8 @@ CONTEXT = (
     "seed",
     "versions",
 )
-FORMULA = ("=", "+", "-", "@")
+# What a cell that a spreadsheet would run starts with, half and full width.
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def write_report(
@@ -39,7 +46,8 @@ def write_report(
     The files are report.html (all in one), report.md with its plots (drop_increase.png
     and curves.png, where there are such values, and gallery-001.png and so on),
     results.csv (a line a row) and, last, report.json. Each is written whole or not at
-    all.
+    all. In all of them escapes such as ``\\n`` show what is not printed; in results.csv
+    an apostrophe stands before what a spreadsheet would run.
 
     Args:
         folder (Path): Where to write; made if it does not exist.
@@ -47,7 +55,8 @@ def write_report(
         context (Mapping[str, Any]): What was run, all of it JSON: ``command`` (str),
             ``config`` (dict), ``hardware`` (str), ``images`` (int), ``methods`` (list
             of labels), ``metrics`` (list of names), ``seed`` (int), ``versions``
-            (dict). Further entries go to report.json.
+            (dict), and, if it is known, ``layer`` (dict of ``name`` and ``size``).
+            Further entries go to report.json.
         gallery (Mapping[str, Sequence[GalleryItem]], optional): Pictures to show for
             methods. Default: None
         further (Sequence[Section], optional): What else to say, at the end. Default: ()
@@ -79,12 +88,15 @@ def write_report(
         method: {name: asdict(value) for name, value in values.items()}
         for method, values in summary.items()
     }
+    maps = count_maps(rows, context["methods"])
+    counts = {method: asdict(count) for method, count in maps.items()}
     texts = {
         "report.md": markdown(sections),
         "report.html": html(sections),
         "results.csv": _csv(rows, context["metrics"]),
         "report.json": strict_json(
-            {**context, "results": results, "failures": failures}, indent=2
+            {**context, "results": results, "maps": counts, "failures": failures},
+            indent=2,
         )
         + "\n",
     }
@@ -99,19 +111,21 @@ def write_report(
 
 def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     """Returns a line a row, with the metrics as columns; undefined values are empty."""
-
-    def cell(value: Any) -> Any:
-        if isinstance(value, str) and value.startswith(FORMULA):
-            return f"'{value}"  # which spreadsheets would run
-        undefined = isinstance(value, float) and not math.isfinite(value)
-        return None if undefined else value
-
     image = ("index", "id", "target", "target_name", "method")
-    names = [*image, *metrics, *COST, "error"]
+    names = [*image, *metrics, "constant_map", "broken_map", *COST, "error"]
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(names)
     for row in rows:
         values = {**row.get("metrics", {}), **row}
-        writer.writerow([cell(values.get(name)) for name in names])
+        writer.writerow([_cell(values.get(name)) for name in names])
     return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Returns a value as a spreadsheet may open it."""
+    if isinstance(value, str):
+        text = printable(value)  # a tab or a line break would begin another cell
+        return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+    undefined = isinstance(value, float) and not math.isfinite(value)
+    return None if undefined else value

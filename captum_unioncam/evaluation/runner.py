@@ -5,54 +5,48 @@
 Rows are written as they come, so that a run that is killed can be continued.
 """
 
-import hashlib
 import platform
-import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from captum_unioncam import __version__
 from captum_unioncam._checks import check_choice
-from captum_unioncam._confidence import confidence
-from captum_unioncam._maps import checked_maps
-from captum_unioncam.errors import ConfigError, DataError, one_line
+from captum_unioncam.errors import ConfigError, one_line
 from captum_unioncam.evaluation.appendix import check_sanity, make_gallery
 from captum_unioncam.evaluation.config import EvaluationConfig
-from captum_unioncam.evaluation.data import Entry, Images, Item, open_data
+from captum_unioncam.evaluation.data import Entry, Images, check_unchanged, open_data
 from captum_unioncam.evaluation.distributed import Processes, processes
+from captum_unioncam.evaluation.holding import hold_folder
+from captum_unioncam.evaluation.identity import identity, package_versions
+from captum_unioncam.evaluation.measuring import (
+    Batches,
+    check_labels,
+    measured_rows,
+    targeted,
+)
 from captum_unioncam.evaluation.methods import parse_methods
-from captum_unioncam.evaluation.metrics import METRICS, Batch, Measurement
+from captum_unioncam.evaluation.metrics import METRICS
 from captum_unioncam.evaluation.report import write_report
+from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.storage import (
-    Row,
+    WEIGHTS,
     RowFile,
+    begin_folder,
     check_folder,
-    open_folder,
+    finished_rows,
     read_rows,
 )
 from captum_unioncam.evaluation.task import Methods, Task, load_task
 from captum_unioncam.models import resolve_device
-
-MAP_DIGITS = 5
-SEEDS = 1_000_003  # apart, so that images do not share the noise of another run
-
-
-class TargetedImage(NamedTuple):
-    """An image, and the class to explain."""
-
-    item: Item
-    target: int
-    target_name: str | None
 
 
 def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
@@ -70,23 +64,33 @@ def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
         processes but the first.
 
     Raises:
-        ConfigError: If an option is wrong, the folder holds another run, or a process
-            failed.
+        ConfigError: If an option is wrong, the folder holds or another start has
+            another run, something of a run to continue has changed, a file cannot be
+            written, or a process failed.
         ModelError: If the model or its weights cannot be loaded.
-        DataError: If the data set cannot be read.
+        DataError: If the data set cannot be read, or an image of the rows to continue
+            has changed.
     """
     device = resolve_device(config.device)
-    with processes(device.type == "cuda") as process:
+    with processes(device.type == "cuda") as process, ExitStack() as stack:
+        stack.enter_context(_cpu_by_default())
         if device.type == "cuda" and process.world_size > 1:
             device = torch.device("cuda", process.local_rank)
         methods = process.run_all(partial(_checked_methods, config))
-        config = replace(config, methods=tuple(methods))
+        metrics = tuple(dict.fromkeys(config.metrics))
+        config = replace(config, methods=tuple(methods), metrics=metrics)
         entries = process.run_first(partial(open_data, config.data))
-        folder, known = Path(config.output), _identity(config, entries)
-        process.run_first(partial(check_folder, folder, known, config.resume))
+        known = process.run_first(partial(identity, config, methods, entries))
+        folder, resume = Path(config.output), config.resume
+        # Lock, then check, then write.
+        process.run_first(lambda: stack.enter_context(hold_folder(folder)))
+        process.run_first(partial(check_folder, folder, known, resume))
         task = process.run_all(partial(load_task, config, methods, device))
-        finished = process.run_first(partial(open_folder, folder, known))
+        known = {**known, WEIGHTS: _weights_of_all(task, process)}
+        process.run_first(partial(check_folder, folder, known, resume))
         chosen = _chosen(len(entries), config)
+        finished = _checked_finished(task, process, entries, chosen, folder)
+        process.run_first(partial(begin_folder, folder, known))
         images = Images(entries, task.classifier.preprocess)
         remaining = _remaining(task, entries, chosen, finished)
         share = process.shard(list(remaining))
@@ -98,9 +102,17 @@ def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
         process.run_all(run)
         if not process.is_first:
             return []
-        rows = read_rows(folder, {entries[index].name for index in chosen})
-        _check_complete(task, [entries[index].name for index in chosen], rows)
+        places = {entries[index].name: index for index in chosen}
+        rows = read_rows(folder, places, task.methods)
+        _check_complete(task, list(places), rows)
         return _report(task, images, rows, folder, command, process, len(chosen))
+
+
+def _cpu_by_default() -> AbstractContextManager[Any]:
+    """Makes the CPU the default device, where torchvision's transforms work."""
+    if torch.get_default_device().type == "cpu":
+        return nullcontext()  # the other one costs time in every call of torch
+    return torch.device("cpu")
 
 
 def _checked_methods(config: EvaluationConfig) -> Methods:
@@ -123,11 +135,37 @@ def _checked_methods(config: EvaluationConfig) -> Methods:
     return methods
 
 
-def _identity(config: EvaluationConfig, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Returns what two runs must share for their rows to go together."""
-    names = "\n".join(entry.name for entry in entries)
-    digest = hashlib.sha256(names.encode(errors="backslashreplace")).hexdigest()
-    return {**config.comparable(), "files": len(entries), "names": digest[:16]}
+def _weights_of_all(task: Task, process: Processes) -> str:
+    """Returns the digest of the weights; refuses those of processes that differ."""
+    digests = process.gather(task.weights_digest)
+
+    def check() -> None:
+        if len(set(digests)) > 1:
+            raise ConfigError(
+                f"`weights`: the processes loaded different values, {digests}; give "
+                "every machine the same file"
+            )
+
+    process.run_all(check)
+    return digests[0]
+
+
+def _checked_finished(
+    task: Task,
+    process: Processes,
+    entries: Sequence[Entry],
+    chosen: Sequence[int],
+    folder: Path,
+) -> set[tuple[str, str]]:
+    """Returns the image and the method of each row that need not be run again.
+
+    Refuses labels that are no classes, and images that have changed since.
+    """
+    shown = [entries[index] for index in chosen]
+    process.run_first(partial(check_labels, task, shown))
+    finished = process.run_first(partial(finished_rows, folder))
+    process.run_all(partial(check_unchanged, process.shard(shown), finished.files))
+    return finished.rows
 
 
 def _chosen(count: int, config: EvaluationConfig) -> list[int]:
@@ -169,158 +207,20 @@ def _run(
         batch_size=task.config.batch_size,
         num_workers=task.config.workers,
         collate_fn=list,
+        # It seeds the workers, which draw nothing, from torch's own otherwise.
+        generator=torch.Generator("cpu").manual_seed(task.config.seed),
     )
-    with tqdm(desc="images", total=len(share), disable=not show_progress) as progress:
+    with tqdm(
+        desc="images", total=len(share), disable=not show_progress or sys.stderr is None
+    ) as progress:
         for items in loader:
-            targeted = list(_targeted(task, items, rows))
-            batches = _Batches(task)
+            shown = list(targeted(task, items, rows))
+            batches = Batches(task)
             for label in task.methods:
-                waiting = [t for t in targeted if label in remaining[t.item.index]]
-                for row in _rows(task, label, waiting, batches):
+                waiting = [t for t in shown if label in remaining[t.item.index]]
+                for row in measured_rows(task, label, waiting, batches):
                     rows.write(row)
             progress.update(len(items))
-
-
-def _targeted(
-    task: Task, items: Sequence[Item], rows: RowFile
-) -> Iterator[TargetedImage]:
-    """Yields the images with their targets, and writes a row for each other one."""
-    for item in items:
-        if item.error is not None:
-            rows.write(_failure(item, None, item.error))
-            continue
-        try:
-            yield TargetedImage(item, *_target(task, item))
-        except DataError as error:
-            rows.write(_failure(item, None, f"{error}"))
-        # One bad example must not end the run.
-        except Exception as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            rows.write(_failure(item, None, reason))
-
-
-def _target(task: Task, item: Item) -> tuple[int, str | None]:
-    """Returns the class to explain, and its name."""
-    assert item.inputs is not None
-    categories = task.classifier.categories
-    with torch.no_grad():
-        output = confidence(task.forward_func(item.inputs[None].to(task.device)))[0]
-    if task.config.target == "predicted":
-        target = int(output.argmax())
-    else:
-        target = _class_index(item.label, categories, len(output))
-    return target, categories[target] if categories else None
-
-
-def _class_index(label: str | int | None, categories: list[str], count: int) -> int:
-    """Returns the class of a label: an index, a number, or a name of the model's."""
-    if isinstance(label, str):
-        wanted = label.replace("_", " ").casefold()
-        names = [category.replace("_", " ").casefold() for category in categories]
-        if wanted in names:
-            return names.index(wanted)
-        label = int(label) if label.isdecimal() else None
-    if label is None or not 0 <= label < count:
-        raise DataError("its label is no class of the model; explain the predicted one")
-    return label
-
-
-class _Batches:
-    """Batches of images by their members, so that methods share what was scored."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._by_members: dict[tuple[int, ...], Batch] = {}
-
-    def of(self, images: Sequence[TargetedImage]) -> Batch:
-        """Returns the batch of some images."""
-        members = tuple(image.item.index for image in images)
-        if members not in self._by_members:
-            task, items = self._task, [image.item for image in images]
-            inputs = [item.inputs for item in items if item.inputs is not None]
-            self._by_members[members] = Batch(
-                task.scoring_func,
-                torch.stack(inputs).to(task.device),
-                target=[image.target for image in images],
-                baselines=task.black,
-                masks=[item.masks for item in items if item.masks is not None],
-                steps=task.config.steps,
-                seeds=[task.config.seed * SEEDS + item.index for item in items],
-            )
-        return self._by_members[members]
-
-
-def _rows(
-    task: Task, label: str, images: Sequence[TargetedImage], batches: _Batches
-) -> Iterator[Row]:
-    """Evaluates a method on images; where a batch fails, on each image alone."""
-    if not images:
-        return
-    try:
-        yield from _measured(task, label, images, batches.of(images))
-    # One bad example must not end the run: its error becomes its row.
-    except Exception as error:
-        if len(images) == 1:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            yield _failure(images[0].item, label, reason)
-            return
-        for image in images:
-            yield from _rows(task, label, [image], batches)
-
-
-def _measured(
-    task: Task, label: str, images: Sequence[TargetedImage], batch: Batch
-) -> list[Row]:
-    """Returns the rows of a method for images."""
-    explain = task.explain(label)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*: the maps of examples")  # NaN counts them
-        _wait(task.device)
-        started, before = time.perf_counter(), task.forwards
-        maps = explain(batch.inputs, target=batch.target)
-        _wait(task.device)
-        seconds = (time.perf_counter() - started) / len(images)
-        forwards = (task.forwards - before) / len(images)
-        measurement = Measurement(batch, checked_maps(maps, len(images)), explain)
-        measured = {n: METRICS[n].measure(measurement) for n in task.config.metrics}
-    # Values, (N,), and for some metrics curves, (N, steps + 1).
-    values = {n: v if isinstance(v, tuple) else (v, None) for n, v in measured.items()}
-    return [
-        {
-            "index": image.item.index,
-            "id": image.item.name,
-            "target": image.target,
-            "target_name": image.target_name,
-            "method": label,
-            "metrics": {n: v[i].item() for n, (v, _) in values.items()},
-            "curves": {
-                n: curve[i].tolist()
-                for n, (_, curve) in values.items()
-                if curve is not None
-            },
-            "map": _rounded(maps[i, 0]),
-            "seconds": seconds,
-            "forwards": forwards,
-        }
-        for i, image in enumerate(images)
-    ]
-
-
-def _rounded(values: Tensor) -> list[Any]:
-    """Returns a map for the gallery: as a mask it needs no more digits than these."""
-    largest = values.abs().max().clamp(min=torch.finfo(values.dtype).tiny)
-    digits = (values / largest * 10**MAP_DIGITS).round()
-    rounded: list[Any] = (digits.double() / 10**MAP_DIGITS).tolist()
-    return rounded
-
-
-def _failure(item: Item, label: str | None, reason: str) -> Row:
-    return {"index": item.index, "id": item.name, "method": label, "error": reason}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _check_complete(task: Task, names: Sequence[str], rows: Sequence[Row]) -> None:
@@ -347,7 +247,11 @@ def _report(
     process: Processes,
     count: int,
 ) -> list[Row]:
-    """Writes the report: the tables first, then with what follows them."""
+    """Writes the report: the tables first, then with what follows them.
+
+    Raises:
+        ConfigError: If a file of it cannot be written.
+    """
     order = {label: place for place, label in enumerate(task.methods)}
     rows = sorted(
         rows, key=lambda row: (row["index"], order.get(row["method"] or "", -1))
@@ -358,18 +262,25 @@ def _report(
         "versions": {
             "captum-unioncam": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("captum", "torch", "torchvision")},
+            **package_versions(),
         },
         "hardware": _hardware(task.device, process),
+        "layer": {"name": task.layer_name, "size": list(task.layer_size)},
         "methods": list(task.methods),
         "metrics": list(task.config.metrics),
         "images": count,
         "seed": task.config.seed,
     }
-    write_report(folder, rows, context)  # safe before what may still take long
-    further = [check_sanity(task, images, rows)] if task.config.sanity else []
-    gallery = make_gallery(task, images, rows, folder)
-    write_report(folder, rows, context, gallery, further)
+    try:
+        write_report(folder, rows, context)  # safe before what may still take long
+        further = [check_sanity(task, images, rows)] if task.config.sanity else []
+        gallery = make_gallery(task, images, rows, folder)
+        write_report(folder, rows, context, gallery, further)
+    except OSError as error:
+        raise ConfigError(
+            f"`output`: the report cannot be written to {folder} ({one_line(error)}); "
+            "the rows are safe: run it again with --resume (resume=True) once it can"
+        ) from error
     return rows
 
 

@@ -11,8 +11,14 @@ from captum_unioncam.evaluation.config import ABLATION
 from captum_unioncam.evaluation.document import Column, Picture, Section, Table
 from captum_unioncam.evaluation.figures import bars_figure, curves_figure, png_of
 from captum_unioncam.evaluation.metrics import METRICS
-from captum_unioncam.evaluation.statistics import Estimate, Summary, mean_curves
-from captum_unioncam.evaluation.storage import Row
+from captum_unioncam.evaluation.statistics import (
+    Estimate,
+    MapCounts,
+    Summary,
+    count_maps,
+    mean_curves,
+)
+from captum_unioncam.evaluation.row import Row
 
 COLUMNS_PER_TABLE = 4
 MOST_FAILURES_SHOWN = 100
@@ -20,6 +26,7 @@ MOST_FAILURES_SHOWN = 100
 DROP_INCREASE = ("drop", "increase")
 INSERTION_DELETION = ("insertion", "deletion")
 PAPER = DROP_INCREASE + INSERTION_DELETION
+MAP_COLUMNS = ("constant maps", "maps not finite")
 COST_COLUMNS = {
     "seconds": Column("seconds per image", None, 3),
     "forwards": Column("forward passes per image", None, 1),
@@ -60,26 +67,27 @@ def report_sections(
         gallery (Mapping[str, Sequence[GalleryItem]]): Pictures to show for methods.
     """
     columns = {name: _column(name) for name in context["metrics"]}
+    maps = count_maps(rows, context["methods"])
 
     def chosen(names: Iterable[str]) -> dict[str, Column]:
         return {name: columns[name] for name in names if name in columns}
 
     yield _what_was_run(context, failures)
     if shown := chosen(DROP_INCREASE):
-        yield _drop_increase(summary, shown)
+        yield _drop_increase(summary, maps, shown)
     shown = chosen(INSERTION_DELETION)
     curves = mean_curves(rows, context["methods"])
     if shown or curves:
-        yield _insertion_deletion(summary, shown, curves)
+        yield _insertion_deletion(summary, maps, shown, curves)
     if others := [name for name in columns if name not in PAPER]:
         starts = range(0, len(others), COLUMNS_PER_TABLE)
         groups = [chosen(others[i : i + COLUMNS_PER_TABLE]) for i in starts]
-        tables = tuple(_means(summary, group) for group in groups)
+        tables = tuple(_means(summary, maps, group) for group in groups)
         yield Section("Further metrics", tables=tables)
     variants = _ablation(context["methods"])
     if len(variants) > 1 and (shown := chosen(PAPER)):
-        yield Section("Ablation", tables=(_means(summary, shown, variants),))
-    yield Section("Cost", tables=(_means(summary, COST_COLUMNS),))
+        yield Section("Ablation", tables=(_means(summary, maps, shown, variants),))
+    yield Section("Cost", tables=(_means(summary, maps, COST_COLUMNS),))
     yield _failed(failures)
     yield from _gallery(gallery)
 
@@ -89,28 +97,37 @@ def _what_was_run(context: Mapping[str, Any], failures: Mapping[str, Any]) -> Se
         f"Methods: {len(context['methods'])}. Images: {context['images']}. Failures: "
         f"{failures['count']}. A value is a mean ± one standard error (number of "
         "images). NaN counts the images for which it is undefined, which the mean "
-        "leaves out. The best mean of a column is bold."
+        "leaves out. A constant map has one value everywhere; one that is not finite "
+        "holds NaN or infinities. The best mean of a column is bold, of the methods "
+        "without such maps, over the most images."
     )
     facts = [(name, context[name]) for name in ("images", "seed", "hardware")]
     facts += [*context["config"].items(), *context["versions"].items()]
+    if "layer" in context:  # the one that was used, whether it was named or found
+        size = " x ".join(map(str, context["layer"]["size"]))
+        layer = f"{context['layer']['name']} ({size})"
+        facts = [fact for fact in facts if fact[0] != "layer"] + [("layer", layer)]
     texts = [(n, v if isinstance(v, str) else strict_json(v)) for n, v in facts]
     rows = list(dict.fromkeys(texts))  # the seed may be in config too
     settings = Table(("setting", "value"), rows, left=2)
     return Section("What was run", text, context["command"], (settings,))
 
 
-def _drop_increase(summary: Summary, columns: Mapping[str, Column]) -> Section:
+def _drop_increase(
+    summary: Summary, maps: Mapping[str, MapCounts], columns: Mapping[str, Column]
+) -> Section:
     caption = "Means, with one standard error each way"
     png = png_of(bars_figure(summary, columns))
     return Section(
         "Average drop and increase",
-        tables=(_means(summary, columns),),
+        tables=(_means(summary, maps, columns),),
         pictures=(Picture("drop_increase.png", caption, png),),
     )
 
 
 def _insertion_deletion(
     summary: Summary,
+    maps: Mapping[str, MapCounts],
     columns: Mapping[str, Column],
     curves: Mapping[str, Mapping[str, list[Estimate]]],
 ) -> Section:
@@ -121,13 +138,14 @@ def _insertion_deletion(
         pictures = (Picture("curves.png", caption, png_of(drawn)),)
     return Section(
         "Insertion and deletion",
-        tables=(_means(summary, columns),) if columns else (),
+        tables=(_means(summary, maps, columns),) if columns else (),
         pictures=pictures,
     )
 
 
 def _means(
     summary: Summary,
+    maps: Mapping[str, MapCounts],
     columns: Mapping[str, Column],
     variants: Mapping[str, str] | None = None,
 ) -> Table:
@@ -136,17 +154,21 @@ def _means(
     first = [(m,) if variants is None else (variants[m], m) for m in labels]
     cells = [
         tuple(_cell(summary[m][name], column) for name, column in columns.items())
+        + (f"{maps[m].constant}", f"{maps[m].broken}")
         for m in labels
     ]
     left = 1 if variants is None else 2
+    # A map that shows nothing is the least complex of all.
+    ranked = {m: summary[m] for m in labels if maps[m].none}
     bold = {
-        (row, left + place)
+        (labels.index(list(ranked)[row]), left + place)
         for place, (name, column) in enumerate(columns.items())
-        for row in _best([summary[m][name].mean for m in labels], column.better)
+        for row in _best([v[name] for v in ranked.values()], column.better)
     }
     return Table(
         ("variant", "method")[-left:]
-        + tuple(column.heading for column in columns.values()),
+        + tuple(column.heading for column in columns.values())
+        + MAP_COLUMNS,
         [names + values for names, values in zip(first, cells, strict=True)],
         left,
         frozenset(bold),
@@ -166,8 +188,13 @@ def _cell(value: Estimate, column: Column) -> str:
     return text + note
 
 
-def _best(means: Sequence[float | None], better: str | None) -> list[int]:
-    """Returns the places of the best mean, of two at least."""
+def _best(values: Sequence[Estimate], better: str | None) -> list[int]:
+    """Returns the places of the best mean, of two at least.
+
+    A mean that leaves out images that others have is not compared with theirs.
+    """
+    most = max((value.n for value in values), default=0)
+    means = [value.mean if value.n == most else None for value in values]
     known = [mean for mean in means if mean is not None]
     if better is None or len(known) < 2:
         return []

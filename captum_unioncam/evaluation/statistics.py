@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from captum_unioncam.evaluation.storage import Row
+from captum_unioncam.evaluation.row import Row
 
 # Of every row, beside its metrics.
 COST = ("seconds", "forwards")
@@ -35,6 +35,24 @@ class Estimate:
 
 
 Summary = Mapping[str, Mapping[str, Estimate]]
+
+
+@dataclass(frozen=True)
+class MapCounts:
+    """How many maps of a method show nothing.
+
+    Attributes:
+        constant (int): Maps with one value everywhere.
+        broken (int): Maps with a value that is NaN or infinite.
+    """
+
+    constant: int = 0
+    broken: int = 0
+
+    @property
+    def none(self) -> bool:
+        """Whether there are no such maps."""
+        return not self.constant and not self.broken
 
 
 def estimate(values: Iterable[float | None]) -> Estimate:
@@ -86,6 +104,33 @@ def summarize(
             name: estimate(row["metrics"].get(name) for row in done) for name in metrics
         } | {name: estimate(row.get(name) for row in done) for name in COST}
     return summary
+
+
+def count_maps(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, MapCounts]:
+    """Returns how many maps of each method are constant, or not finite.
+
+    Examples::
+        >>> row = {"method": "gradcam", "constant_map": True, "broken_map": False}
+        >>> count_maps([row], ["gradcam"])
+        {'gradcam': MapCounts(constant=1, broken=0)}
+    """
+    return {
+        method: MapCounts(
+            constant=sum(row["constant_map"] for row in done),
+            broken=sum(row["broken_map"] for row in done),
+        )
+        for method, done in _by_method(rows, methods).items()
+    }
+
+
+def list_undefined(summary: Summary, metrics: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the methods and metrics of which no value is defined, though some ran."""
+    return [
+        (method, name)
+        for method, values in summary.items()
+        for name in metrics
+        if values[name].nan and not values[name].n
+    ]
 
 
 def mean_curves(

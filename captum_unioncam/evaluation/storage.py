@@ -1,28 +1,50 @@
 """The folder of a run: its configuration, and its rows in JSON Lines files.
 
-Each process appends whole lines to its own file, so that the rows survive a process
-that is killed. A line that it left unfinished is dropped.
+The first process locks the folder, then checks it, then writes to it. Each process
+appends whole lines to its own file, so that the rows survive a process that is killed.
+A line that it left unfinished is dropped.
 """
 
 import json
 import math
 from array import array
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from captum_unioncam._files import strict_json, write_whole
+from captum_unioncam._files import lock, remove_temporaries, strict_json, write_whole
 from captum_unioncam.errors import ConfigError, one_line
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
+from captum_unioncam.evaluation.row import Row, check_row
 
 CONFIG_FILE = "config.json"
 PATTERN = "rows-*.jsonl"
 
-Row = dict[str, Any]
+# What is only known once the model is loaded.
+WEIGHTS = "weights_digest"
+
+# What a difference of digests means.
+CHANGED = {
+    WEIGHTS: "the values of the weights have changed",
+    "code": "the source of captum_unioncam has changed",
+    "names": "the names of the images have changed",
+    "sources": "the source of {} has changed",
+    "measures": "the source of {} has changed",
+    "versions": "{} is another version",
+}
+
+
+class Finished(NamedTuple):
+    """What need not be run again.
+
+    Attributes:
+        rows (set[tuple[str, str]]): The image and the method of each row that did not
+            fail.
+        files (dict[str, set[str]]): The digests of the file of each such image.
+    """
+
+    rows: set[tuple[str, str]]
+    files: dict[str, set[str]]
 
 
 def check_folder(folder: Path, known: Mapping[str, Any], resume: bool) -> None:
@@ -30,120 +52,215 @@ def check_folder(folder: Path, known: Mapping[str, Any], resume: bool) -> None:
 
     Args:
         folder (Path): The folder of the results.
-        known (Mapping[str, Any]): The configuration, all of it JSON.
+        known (Mapping[str, Any]): The configuration, all of it JSON, as far as it is
+            known before the model is loaded.
         resume (bool): Whether to continue a run.
 
     Raises:
         ConfigError: Says what differs.
     """
-    path = folder / CONFIG_FILE
-    try:
-        if not path.exists():
-            if any(folder.glob(PATTERN)):
-                raise ConfigError(f"`output`: {folder} holds rows without a config")
-            return
-        found = path.read_text()
-    except OSError as error:
-        raise ConfigError(
-            f"`output`: {folder} cannot be used ({one_line(error)})"
-        ) from error
+    before = _read_config(folder)
+    if before is None:
+        return
     if not resume:
         raise ConfigError(
             f"`output`: {folder} holds a run already; pass --resume (resume=True) to "
             "continue it, or choose another folder"
         )
-    try:
-        before = json.loads(found)
-    except ValueError:
-        before = {}
-    for name in sorted({*before, *known}):
-        if before.get(name) != known.get(name):
-            raise ConfigError(
-                f"`output`: {folder} holds a run of another configuration ({name} was "
-                f"{before.get(name)!r}, is {known.get(name)!r}); choose another folder"
-            )
+    _check_same(folder, before, {WEIGHTS: before.get(WEIGHTS), **known})
 
 
-def open_folder(folder: Path, known: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """Creates the folder, and returns the image and the method of finished rows."""
+def begin_folder(folder: Path, known: Mapping[str, Any]) -> None:
+    """Writes the configuration, if it is not there, and removes what killed runs left.
+
+    Args:
+        folder (Path): The folder of the results, which is held and checked.
+        known (Mapping[str, Any]): The whole configuration, all of it JSON.
+
+    Raises:
+        ConfigError: If it cannot be written.
+    """
+    remove_temporaries(folder)
+    path = folder / CONFIG_FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / CONFIG_FILE, f"{strict_json(known, indent=2)}\n".encode())
+        if not path.exists():
+            write_whole(path, f"{strict_json(known, indent=2)}\n".encode())
     except OSError as error:
+        raise unusable(folder, error) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    """Returns the configuration of the run in a folder, or None if there is no run."""
+    path = folder / CONFIG_FILE
+    try:
+        if not path.exists():
+            if any(folder.glob(PATTERN)):
+                raise ConfigError(f"`output`: {folder} holds rows without a config")
+            return None
+        content = path.read_bytes()
+    except OSError as error:
+        raise unusable(folder, error) from error
+    try:
+        config = json.loads(content)
+        if not isinstance(config, dict):
+            raise ValueError(f"it holds a {type(config).__name__}")
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"`output`: {folder} cannot be used ({one_line(error)})"
+            f"`output`: {path} is no configuration of a run ({one_line(error)}); "
+            "choose another folder"
         ) from error
-    return finished_rows(folder)
+    return config
+
+
+def _check_same(
+    folder: Path, before: Mapping[str, Any], known: Mapping[str, Any]
+) -> None:
+    """Refuses to continue a run of another configuration, and says what differs."""
+    old, new = _flat(before), _flat(known)
+    for name in sorted({*old, *new}):
+        if old.get(name) == new.get(name):
+            continue
+        kind, _, label = name.partition(".")
+        changed = CHANGED.get(kind, "").format(label)
+        raise ConfigError(
+            f"`output`: {folder} holds a run of another configuration ("
+            f"{f'{changed}: ' if changed and name in old else ''}{name} was "
+            f"{old.get(name)!r}, is {new.get(name)!r}); choose another folder"
+        )
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a configuration with the entries of its mappings as entries."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": item for key, item in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def unusable(path: Path, error: OSError) -> ConfigError:
+    """Returns what to raise where a folder or a file of a run cannot be used."""
+    return ConfigError(f"`output`: {path} cannot be used ({one_line(error)})")
 
 
 class RowFile:
-    """The rows of one process, appended and flushed one by one.
+    """The rows of one process, appended one by one.
 
     Raises:
-        ConfigError: On entry, if another process writes to the file.
+        ConfigError: On entry, if another process writes to the file; and if it cannot
+            be written.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._path = folder / f"rows-{rank:05d}.jsonl"
-        self._file: BinaryIO | None = None
+        self._file: Any = None
 
     def __enter__(self) -> "RowFile":
-        file = self._path.open("a+b")
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                raise ConfigError(
-                    f"`output`: another process writes to {self._path}; wait for it"
-                ) from None
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        self._file = file
+        try:
+            # Without a buffer, which would be written again at the end if the disk is
+            # full.
+            self._file = self._path.open("a+b", buffering=0)
+            self._take(self._file)
+        except BaseException as error:
+            if self._file is not None:
+                self._file.close()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
         return self
 
+    def _take(self, file: BinaryIO) -> None:
+        """Locks the file, and drops a line that was left unfinished."""
+        taken = True
+        with suppress(OSError):  # a file system without locks was warned of already
+            taken = lock(file.fileno())
+        if not taken:
+            raise ConfigError(
+                f"`output`: another process writes to {self._path}; wait for it"
+            )
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
     def __exit__(self, *_: object) -> None:
-        assert self._file is not None
         self._file.close()
 
     def write(self, row: Row) -> None:
         """Appends a row; it is safe from the end of this process from here on."""
-        assert self._file is not None
-        self._file.write(f"{strict_json(row)}\n".encode())
-        self._file.flush()
+        rest = f"{strict_json(row)}\n".encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"`output`: {self._path} cannot be written ({one_line(error)}); the rows "
+            "so far are safe: continue with --resume (resume=True) once it can"
+        )
 
 
 def _lines(folder: Path) -> Iterator[Row]:
     """Yields the whole rows of all processes, in the order of writing."""
     for path in sorted(folder.glob(PATTERN)):
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break  # torn
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    raise ConfigError(
-                        f"`output`: line {number} of {path} is no row; delete the line"
-                    ) from None
+        try:
+            with path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    if not line.endswith(b"\n"):
+                        break  # torn
+                    yield _parsed(line, path, number)
+        except OSError as error:
+            raise unusable(path, error) from error
 
 
-def finished_rows(folder: Path) -> set[tuple[str, str]]:
-    """Returns the image and the method of each row that did not fail."""
-    return {(row["id"], row["method"]) for row in _lines(folder) if "error" not in row}
+def _parsed(line: bytes, path: Path, number: int) -> Row:
+    try:
+        return check_row(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"`output`: line {number} of {path} is no row ({one_line(error)}); delete "
+            "the line"
+        ) from error
 
 
-def read_rows(folder: Path, names: Collection[str]) -> list[Row]:
+def finished_rows(folder: Path) -> Finished:
+    """Returns what need not be run again: the rows that did not fail."""
+    finished = Finished(set(), {})
+    for row in _lines(folder):
+        if "error" not in row:
+            finished.rows.add((row["id"], row["method"]))
+            finished.files.setdefault(row["id"], set()).add(row["file"])
+    return finished
+
+
+def read_rows(
+    folder: Path, places: Mapping[str, int], methods: Collection[str]
+) -> list[Row]:
     """Returns the rows of images, without repetitions and without the maps.
 
     They are in the order of the images. A failure that a later run repaired does not
     count.
+
+    Args:
+        folder (Path): The folder of the results.
+        places (Mapping[str, int]): The place in the data set of each image, by name.
+        methods (Collection[str]): The labels of the methods.
+
+    Raises:
+        ConfigError: If a row of these images is of another place or method.
     """
     rows: dict[tuple[str, str | None], Row] = {}
     for row in _lines(folder):
         key = (row["id"], row["method"])
-        if row["id"] not in names or ("error" in row and key in rows):
+        if row["id"] not in places or ("error" in row and key in rows):
             continue
+        if row["index"] != places[row["id"]] or row["method"] not in (*methods, None):
+            raise ConfigError(
+                f"`output`: {folder} holds a row of another run (image {row['id']!r}, "
+                f"number {row['index']}, method {row['method']!r}); delete its line"
+            )
         row.pop("map", None)
         # Most of a row, in an eighth of the memory.
         row["curves"] = {

@@ -2,7 +2,8 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Module
 
+from captum_unioncam._layer_call import LayerCall
 from captum_unioncam._maps import checked_maps
 from captum_unioncam.errors import ConfigError, one_line
 from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.data import unit_range
+from captum_unioncam.evaluation.identity import weights_digest
 from captum_unioncam.evaluation.methods import Method
 from captum_unioncam.evaluation.metrics import METRICS, Batch, Measurement
 from captum_unioncam.models import Classifier, load_classifier
@@ -45,6 +48,9 @@ class Task:
         classifier (Classifier): The model, and how it is shown an image.
         model (Module): The model, on its device.
         layer (Module): The layer to explain.
+        layer_name (str): Its dotted name.
+        layer_size (tuple[int, ...]): Its channels and its size, (K, h, w).
+        weights_digest (str): A digest of the model's parameters and buffers.
         forward_func (CountedCalls): Runs the model.
         scoring_func (CountedCalls): Runs it for masked passes, maybe faster.
         black (Tensor): A black image as the model sees it, (1, 3, H, W).
@@ -56,6 +62,9 @@ class Task:
     classifier: Classifier
     model: Module
     layer: Module
+    layer_name: str
+    layer_size: tuple[int, ...]
+    weights_digest: str
     forward_func: CountedCalls
     scoring_func: CountedCalls
     black: Tensor
@@ -75,7 +84,7 @@ class Task:
             "max_channels": self.config.max_channels,
             "baselines": self.black,
             "scoring_func": self.scoring_func,
-            "reshape_transform": self.classifier.reshape_transform(self.config.layer),
+            "reshape_transform": self.classifier.reshape_transform(self.layer_name),
             **options,
         }
         return method.explain(self.forward_func, self.layer, chosen, **offered)
@@ -105,7 +114,9 @@ def load_task(config: EvaluationConfig, methods: Methods, device: torch.device) 
         ConfigError: If a method or a metric cannot run.
         ModelError: If the model, its weights or its layer cannot be loaded.
     """
-    classifier = load_classifier(config.model, config.weights)
+    with _seeded(config.seed):
+        classifier = load_classifier(config.model, config.weights)
+    digest = weights_digest(classifier.model)  # on the CPU, before it moves
     if config.preprocessing == "unit":
         classifier = dataclasses.replace(classifier, preprocess=unit_range(SIDE))
     model = classifier.model.to(device)
@@ -115,22 +126,50 @@ def load_task(config: EvaluationConfig, methods: Methods, device: torch.device) 
 
     forward_func = counted(model)
     compiled = counted(torch.compile(model, dynamic=True)) if config.compile else None
-    black = classifier.preprocess(_plain("black"))
+    layer_name = config.layer or classifier.default_layer
     task = Task(
         config,
         classifier,
         model,
-        classifier.layer(config.layer),
+        classifier.layer(layer_name),
+        layer_name,
+        (),
+        digest,
         forward_func,
         compiled or forward_func,
-        black.unsqueeze(0).to(device),
+        classifier.preprocess(_plain("black")).unsqueeze(0).to(device),
         device,
         methods,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a black image has constant maps
         _try(task)
-    return task
+        return dataclasses.replace(task, layer_size=_layer_size(task))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draws random weights from a seed; torch's generator stays as it is."""
+    with torch.random.fork_rng(devices=()):
+        # torch.manual_seed would seed the accelerators too.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _layer_size(task: Task) -> tuple[int, ...]:
+    """Returns the channels and the size of the layer. Cost: 1 forward pass."""
+    call = LayerCall.prepare(
+        task.forward_func,
+        task.black,
+        0,
+        None,
+        layer=task.layer,
+        device_ids=None,
+        attribute_to_layer_input=False,
+        reshape_transform=task.classifier.reshape_transform(task.layer_name),
+    )
+    (tensor,) = call.tensors()
+    return tuple(tensor.activations.shape[1:])
 
 
 def _plain(colour: str) -> Image.Image:
@@ -173,6 +212,7 @@ def _try(task: Task) -> None:
             METRICS[trial].measure(measurement)
     except ConfigError:
         raise
-    # Captum asserts that the layer runs; a metric may lack its package.
-    except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
+    # Captum asserts that the layer runs, a metric may lack its package, and an option
+    # of a method may be anything.
+    except Exception as error:
         raise ConfigError(f"{trial} cannot run: {one_line(error)}") from error

@@ -1,15 +1,24 @@
 """Data sets: what is listed, read, and recorded as unreadable."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from folders import messy_folder, picture, voc_folder
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from skimage.data import chelsea
 from torchvision import transforms
 
 from captum_unioncam.errors import DataError
-from captum_unioncam.evaluation.data import Images, open_data, read_image, unit_range
+from captum_unioncam.evaluation import data
+from captum_unioncam.evaluation.data import (
+    Images,
+    file_digest,
+    open_data,
+    read_image,
+    unit_range,
+)
 
 PREPROCESS = transforms.Compose(
     [
@@ -74,8 +83,8 @@ def test_imagenet_is_in_torchvisions_layout(tmp_path):
         picture().save(tmp_path / "val" / wnid / "image.JPEG")
     entries = open_data(f"imagenet:{tmp_path}")
     assert [(e.name, e.label) for e in entries] == [
-        ("val/n01/image.JPEG", 0),
-        ("val/n02/image.JPEG", 1),
+        ("val/n01/image.JPEG", "n01"),
+        ("val/n02/image.JPEG", "n02"),
     ]
 
 
@@ -99,12 +108,101 @@ def test_an_image_without_boxes_has_none(tmp_path):
     assert item.error is None and item.masks.shape == (0, 64, 64)
 
 
-def test_a_broken_annotation_is_a_reason(tmp_path):
-    voc_folder(tmp_path, [])
-    path = tmp_path / "VOCdevkit/VOC2007/Annotations/000001.xml"
-    path.write_text("<annotation>")
-    item = Images(open_data(f"voc2007:{tmp_path}"), PREPROCESS)[0]
-    assert item.inputs is None and item.error
+# The reasons of failures
+
+
+def deep(folder):
+    """Returns a folder whose path is longer than any reason."""
+    for _ in range(3):
+        folder /= "d" * 100
+    folder.mkdir(parents=True)
+    return folder
+
+
+def reasons_of(folder, preprocess=PREPROCESS):
+    images = Images(open_data(f"imagefolder:{folder}"), preprocess)
+    return {images[i].name: images[i].error for i in range(len(images))}
+
+
+def test_reasons_are_whole_though_the_path_is_long(tmp_path):
+    folder = deep(tmp_path)
+    messy_folder(folder)
+    Image.new("1", (20000, 1)).save(folder / "long.png")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    whole = (folder / "whole.jpg").read_bytes()
+    reasons = {k: v for k, v in reasons_of(folder).items() if v is not None}
+    assert (folder / "whole.jpg").read_bytes() == whole
+    unknown = (
+        "the file cannot be read as an image (in no format that Pillow knows); give a "
+        "whole JPEG or PNG file"
+    )
+    truncated = reasons.pop("truncated.jpg")
+    assert truncated.startswith("the file cannot be read as an image (image file is tr")
+    assert truncated.endswith("give a whole JPEG or PNG file")
+    assert reasons == {
+        "empty.png": unknown,
+        "text.jpg": unknown,
+        "long.png": "the file is 20000 x 1 pixels; crop it to an aspect ratio of at "
+        "most 50",
+    }
+
+
+def test_an_image_that_is_gone_or_no_file_is_a_reason(tmp_path):
+    folder = deep(tmp_path)
+    for name in ("gone.png", "pipe.png"):
+        picture().save(folder / name)
+    images = Images(open_data(f"imagefolder:{folder}"), PREPROCESS)
+    (folder / "gone.png").unlink()
+    (folder / "pipe.png").unlink()
+    os.mkfifo(folder / "pipe.png")  # which would be waited for
+    assert images[0].error == (
+        "the file cannot be read as an image (No such file or directory)"
+    )
+    assert images[1].error == (
+        "the file cannot be read as an image (it is no file, but a device or a folder)"
+    )
+
+
+def test_a_giant_file_is_not_read(tmp_path):
+    with (tmp_path / "giant.png").open("wb") as file:
+        file.truncate(data.LARGEST_FILE + 1)  # which takes no space
+    (reason,) = reasons_of(tmp_path).values()
+    assert reason == (
+        "the file cannot be read as an image (it has 2,147,483,649 bytes)"
+    )
+
+
+def test_an_error_of_the_transforms_is_a_reason(tmp_path):
+    picture().save(tmp_path / "one.png")
+
+    def broken(image):
+        raise KeyError("mean")
+
+    assert reasons_of(tmp_path, broken) == {"one.png": "KeyError: 'mean'"}
+
+
+def test_the_cause_of_a_broken_image_is_kept(tmp_path):
+    (tmp_path / "text.jpg").write_text("I am not an image")
+    for path, kind in [("text.jpg", UnidentifiedImageError), ("gone", OSError)]:
+        with pytest.raises(DataError, match=f"{path} cannot be read as an") as raised:
+            read_image(str(tmp_path / path))
+        causes = [raised.value.__cause__]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        assert isinstance(causes[-1], kind)
+
+
+def test_the_digest_of_a_file_is_of_its_size_and_content():
+    digests = [
+        file_digest(b"image"),
+        file_digest(b"imagf"),
+        file_digest(b"imag"),
+        file_digest(b"image", b"boxes"),
+        file_digest(b"image", b"other"),
+        file_digest(b"imag", b"eboxes"),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert file_digest(b"image", b"") == file_digest(b"image")
 
 
 @pytest.mark.parametrize(

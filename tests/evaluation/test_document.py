@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from reports import PNG, context, failure, row, tables, written
 
+from captum_unioncam.errors import printable
 from captum_unioncam.evaluation.document import (
     Column,
     Picture,
@@ -21,7 +22,7 @@ from captum_unioncam.evaluation.sections import (
     _column,
     _means,
 )
-from captum_unioncam.evaluation.statistics import summarize
+from captum_unioncam.evaluation.statistics import MapCounts, summarize
 
 EVIL = "<script>alert(1)</script>|_x_.jpg"
 
@@ -50,17 +51,19 @@ def test_markdown_says_mean_error_n_and_nan():
         row(0, "a", drop=10.0, increase=0.0),
         row(1, "a", drop=20.0, increase=None),
         row(0, "b", drop=30.0, increase=None),
+        row(1, "b", drop=30.0, increase=None),
     ]
     summary = summarize(rows, ["a", "b"], ["drop", "increase"])
+    maps = {"a": MapCounts(), "b": MapCounts()}
     columns = {name: _column(name) for name in DROP_INCREASE}
-    text = markdown([Section("Means", tables=(_means(summary, columns),))])
+    text = markdown([Section("Means", tables=(_means(summary, maps, columns),))])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines == [
         "| method | average drop, % (lower is better) "
-        "| average increase, % (higher is better) |",
-        "| --- | ---: | ---: |",
-        "| a | **15.00 ± 5.00 (2)** | 0.00 (1, 1 NaN) |",
-        "| b | 30.00 (1) | n/a (1 NaN) |",
+        "| average increase, % (higher is better) | constant maps | maps not finite |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| a | **15.00 ± 5.00 (2)** | 0.00 (1, 1 NaN) | 0 | 0 |",
+        "| b | 30.00 ± 0.00 (2) | n/a (2 NaN) | 0 | 0 |",
     ]
 
 
@@ -80,8 +83,9 @@ def test_nothing_of_the_users_is_taken_for_markup(tmp_path):
     shown = [line for line in lines if not line.startswith("    ")]  # it is code
     assert not any("<script>" in line for line in shown)
     escaped = r"&lt;script&gt;alert(1)&lt;/script&gt;\|\_x\_.jpg"
-    assert f"| {escaped} | 1.00 (1) | n/a (1 NaN) |" in lines
-    assert f"| {escaped} | (the image itself) | bad {escaped} in two lines |" in lines
+    assert f"| {escaped} | 1.00 (1) | n/a (1 NaN) | 0 | 0 |" in lines
+    shown = rf"bad {escaped}\\nin two lines"
+    assert f"| {escaped} | (the image itself) | {shown} |" in lines
     assert f"![{escaped}: {escaped} (1)](gallery-001.png)" in lines
 
 
@@ -93,7 +97,8 @@ def test_nothing_of_the_users_is_taken_for_markup(tmp_path):
         ("![x](http://a.b)", r"!\[x\](http://a.b)"),
         (r"a\b $x$ # b", r"a\\b \$x\$ \# b"),
         ("a & <b> \"c\" 'd'", "a &amp; &lt;b&gt; \"c\" 'd'"),
-        ("one\r\n\n## two\tthree", r"one \#\# two three"),
+        ("one\n## two\tthree", r"one\\n\#\# two\\tthree"),
+        ("red\x1b[31m cat\u202egnp.exe", r"red\\x1b\[31m cat\\u202egnp.exe"),
         ("{{ 7 * 7 }} {% raw %}", r"{{ 7 \* 7 }} {% raw %}"),
     ],
 )
@@ -104,8 +109,8 @@ def test_a_name_is_shown_as_it_is(name, shown):
     page = Balance()
     page.feed(html(sections))
     assert not page.open and not {"b", "x"} & page.tags
-    # The parser has undone the escaping.
-    assert page.text.replace("\r\n", "\n").count(name.replace("\r\n", "\n")) == 2
+    # The parser has undone the escaping for HTML.
+    assert page.text.count(printable(name)) == 2
 
 
 def test_code_is_verbatim_in_markdown_and_escaped_in_html():
@@ -114,6 +119,9 @@ def test_code_is_verbatim_in_markdown_and_escaped_in_html():
     page = Balance()
     page.feed(html(sections))
     assert "a --b '*|<x>'\nc_" in page.text and "x" not in page.tags
+    turned = [Section("Run", code="a 'cat\u202egnp.exe\x1b['")]
+    for text in (markdown(turned), html(turned).replace("&#39;", "'")):
+        assert r"a 'cat\u202egnp.exe\x1b['" in text
 
 
 def test_both_renderings_have_every_part_of_a_section():

@@ -350,6 +350,7 @@ def test_labels_name_a_method_and_its_options():
         ("unioncam:target=1", "no option 'target'"),
         ("unioncam:theta=many", "the value of 'theta'"),
         ("unioncam:theta", "the value of 'theta'"),
+        ("unioncam:theta=1:theta=1", "'theta' is given twice; give one value"),
     ],
 )
 def test_wrong_labels_are_refused(label, text):
@@ -363,6 +364,27 @@ def test_all_stands_for_every_method_that_is_not_named_before():
     rest = [name for name in METHODS if name != "gradcam"]
     assert list(parsed) == ["gradcam", *rest, "unioncam:theta=30"]
     assert parsed["unioncam:theta=30"] == (METHODS["unioncam"], {"theta": 30})
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["GradCAM", "gradcam", "GRADCAM"], ["gradcam"]),
+        (["UnionCAM:theta=30", "unioncam:theta=30"], ["unioncam:theta=30"]),
+        (["All", "all"], list(METHODS)),
+        (["ALL", "layercam"], ["layercam", *(n for n in METHODS if n != "layercam")]),
+    ],
+    ids=str,
+)
+def test_names_are_taken_in_any_case_and_once(labels, expected):
+    assert sorted(parse_methods(labels)) == sorted(expected)
+
+
+def test_a_name_in_another_case_that_may_be_two_is_refused(monkeypatch):
+    monkeypatch.setitem(METHODS, "gradCAM", METHODS["gradcam"])
+    assert list(parse_methods(["gradcam", "gradCAM"])) == ["gradcam", "gradCAM"]
+    with pytest.raises(ValueError, match="no method 'GRADCAM'; did you mean"):
+        parse_method("GRADCAM")
 
 
 def test_the_table_has_a_line_for_each_method():

@@ -83,13 +83,17 @@ def test_csv_holds_every_row_and_digit(tmp_path):
     assert list(first) == ["index", "id", "target", "target_name", "method"] + [
         "drop",
         "increase",
+        "constant_map",
+        "broken_map",
         "seconds",
         "forwards",
         "error",
     ]
-    assert first["id"] == tricky and first["target_name"] == "Egyptian cat"
+    assert first["id"] == 'a,"b"\\nc.jpg' and first["target_name"] == "Egyptian cat"
     assert float(first["drop"]) == 0.1 + 0.2 and float(first["seconds"]) == 1e-7
     assert first["increase"] == first["error"] == second["drop"] == ""
+    assert first["constant_map"] == first["broken_map"] == "False"
+    assert third["constant_map"] == ""
     assert third["error"] == "cannot be read (é, ü)" and third["method"] == ""
 
 
@@ -100,7 +104,7 @@ def test_no_rows_are_a_report_too(tmp_path, methods):
     for title in ("Average drop and increase", "Insertion and deletion", "Cost"):
         (table,) = tables(texts["report.md"], title)
         assert [cells[0] for cells in table[1:]] == methods
-        assert {cell for cells in table[1:] for cell in cells[1:]} <= {"n/a"}
+        assert {cell for cells in table[1:] for cell in cells[1:]} <= {"n/a", "0"}
     content = json.loads(texts["report.json"], parse_constant=refuse_constant)
     nothing = {"mean": None, "n": 0, "standard_error": None, "nan": 0}
     for method in methods:
@@ -158,16 +162,33 @@ def test_the_same_rows_are_the_same_files(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@"])
-def test_no_name_is_a_formula_of_a_spreadsheet(tmp_path, start):
-    name = f"{start}1+1.jpg"
+STARTS = ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"]
+
+
+@pytest.mark.parametrize("before", ["", " ", "\xa0 ", "\u3000"])
+@pytest.mark.parametrize("start", STARTS)
+def test_no_name_is_a_formula_of_a_spreadsheet(tmp_path, before, start):
+    name = f"{before}{start}1+1.jpg"
     rows = [
         row(0, drop=-1.5) | {"id": name, "target_name": name},
-        failure(1, f"{start}SUM(A1)", f"{start}cam"),
+        failure(1, f"{before}{start}SUM(A1)", f"{before}{start}cam"),
+        row(2) | {"id": "a = 1 - 1.jpg"},
     ]
     write_report(tmp_path, rows, context())
     with open(tmp_path / "results.csv", newline="", encoding="utf-8") as file:
-        first, second = csv.DictReader(file)
+        first, second, third = csv.DictReader(file)
     assert first["id"] == first["target_name"] == f"'{name}"
+    assert third["id"] == "a = 1 - 1.jpg"
     assert first["drop"] == "-1.5", "a number is no text"
-    assert (second["method"], second["error"]) == (f"'{start}cam", f"'{start}SUM(A1)")
+    assert second["method"] == f"'{before}{start}cam"
+    assert second["error"] == f"'{before}{start}SUM(A1)"
+
+
+@pytest.mark.parametrize("hidden", ["\t", "\r", "\n", "\ufeff", "\x1b[2J", "\u202e"])
+@pytest.mark.parametrize("place", ["{}=1+1.jpg", "cat{}=1.jpg"])
+def test_what_no_cell_shows_is_escaped_in_it(tmp_path, hidden, place):
+    name = place.format(hidden)
+    write_report(tmp_path, [row(0) | {"id": name}], context())
+    text = (tmp_path / "results.csv").read_bytes().decode()
+    assert hidden not in text.replace("\r\n", "")
+    assert place.format(hidden.encode("unicode_escape").decode()) in text

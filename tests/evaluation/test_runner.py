@@ -9,7 +9,7 @@ from folders import messy_folder, voc_folder
 from runs import QUICK, command, config, results
 
 from captum_unioncam.cli import main
-from captum_unioncam.evaluation import runner
+from captum_unioncam.evaluation import measuring
 from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.distributed import Processes
 from captum_unioncam.evaluation.methods import METHODS
@@ -67,13 +67,13 @@ def test_a_finished_run_is_not_run_again(images, tmp_path, reference, monkeypatc
     def never(*_):
         raise AssertionError("there was nothing left to do")
 
-    monkeypatch.setattr(runner, "_measured", never)
+    monkeypatch.setattr(measuring, "_measured", never)
     rows = evaluate(dataclasses.replace(settings, resume=True))
     assert len(rows) == 10 and results(tmp_path) == reference
 
 
 def test_ctrl_c_leaves_a_folder_to_resume(images, tmp_path, reference, monkeypatch):
-    measured, calls = runner._measured, []
+    measured, calls = measuring._measured, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -81,7 +81,7 @@ def test_ctrl_c_leaves_a_folder_to_resume(images, tmp_path, reference, monkeypat
             raise KeyboardInterrupt
         return measured(*arguments)
 
-    monkeypatch.setattr(runner, "_measured", interrupted)
+    monkeypatch.setattr(measuring, "_measured", interrupted)
     assert main(command(images, tmp_path)) == 130
     monkeypatch.undo()
     assert main(command(images, tmp_path, "--resume")) == 0
@@ -105,14 +105,14 @@ def test_a_messy_folder_ends_with_every_file_accounted_for(tmp_path, capsys):
 def test_a_failing_example_is_recorded_and_the_others_go_on(
     images, tmp_path, monkeypatch
 ):
-    measure = runner._measured
+    measure = measuring._measured
 
     def failing(task, label, shown, batch):
         if label == "gradcam" and any(image.item.name == "2.png" for image in shown):
             raise RuntimeError("too bad\nfor this one")
         return measure(task, label, shown, batch)
 
-    monkeypatch.setattr(runner, "_measured", failing)
+    monkeypatch.setattr(measuring, "_measured", failing)
     rows = evaluate(config(images, tmp_path, batch_size=5))
     assert len(rows) == 10
     (failed,) = [row for row in rows if "error" in row]
@@ -123,14 +123,14 @@ def test_a_failing_example_is_recorded_and_the_others_go_on(
 def test_an_example_whose_target_cannot_be_told_is_recorded(
     images, tmp_path, monkeypatch
 ):
-    target = runner._target
+    target = measuring._target
 
     def failing(task, item):
         if item.name == "1.png":
             raise RuntimeError("no output")
         return target(task, item)
 
-    monkeypatch.setattr(runner, "_target", failing)
+    monkeypatch.setattr(measuring, "_target", failing)
     settings = config(images, tmp_path)
     rows = evaluate(settings)
     (failed,) = [row for row in rows if "error" in row]
@@ -180,7 +180,9 @@ def test_other_images_in_the_folder_are_another_run(images, tmp_path):
     settings = config(tmp_path / "data", tmp_path / "out", methods=("gradcam",))
     evaluate(settings)
     (tmp_path / "data" / "a.png").rename(tmp_path / "data" / "c.png")
-    with pytest.raises(ValueError, match="another configuration .names was "):
+    with pytest.raises(
+        ValueError, match="another configuration .the names of the images"
+    ):
         evaluate(dataclasses.replace(settings, resume=True))
 
 

@@ -1,0 +1,91 @@
+"""A row of an evaluation: what it holds, as it is written to a file and read again."""
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def _is_number(value: Any) -> bool:
+    """Returns whether a value is a number that a float holds, or None."""
+    if value is None or isinstance(value, float):
+        return True
+    return _is_count(value) and value.bit_length() < 64
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _values_are(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Returns the check of a mapping, of which each value is checked."""
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _items_are(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _is_map(value: Any) -> bool:
+    """Returns whether a value is rows of numbers, all of one length."""
+    if not _items_are(_items_are(_is_number))(value):
+        return False
+    return len({len(line) for line in value}) == 1
+
+
+# Of every row: the place of the image in the data set, its name, and the label of the
+# method, which is None where the image itself failed.
+EVERY = {"index": _is_count, "id": _is_text, "method": _or_none(_is_text)}
+
+FAILED = {**EVERY, "error": _is_text}
+
+MEASURED = {
+    **EVERY,
+    "method": _is_text,
+    "target": _is_count,
+    "target_name": _or_none(_is_text),
+    "metrics": _values_are(_is_number),
+    "curves": _values_are(_items_are(_is_number)),
+    "seconds": _is_number,
+    "forwards": _is_number,
+    # The digest of the image's file, and whether the map has one value everywhere, or a
+    # value that is NaN or infinite.
+    "file": _is_text,
+    "constant_map": _is_flag,
+    "broken_map": _is_flag,
+}
+
+# Left out where the map is broken.
+OPTIONAL = {"map": _is_map}
+
+
+def check_row(value: Any) -> Row:
+    """Returns a value that is a row.
+
+    Raises:
+        ValueError: Says what is no row in it.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"it is no object, but a {type(value).__name__}")
+    wanted = FAILED if "error" in value else MEASURED
+    for name, check in wanted.items():
+        if name not in value:
+            raise ValueError(f"it has no {name!r}")
+        if not check(value[name]):
+            raise ValueError(f"its {name!r} is of the wrong kind")
+    for name, check in OPTIONAL.items():
+        if name in value and not check(value[name]):
+            raise ValueError(f"its {name!r} is of the wrong kind")
+    return value
