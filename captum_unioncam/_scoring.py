@@ -47,7 +47,7 @@ class ScoringOptions:
         baselines: What a mask of 0 shows, in the forms of Captum's FeatureAblation.
         score_func (Callable, optional): From the output to scores, read at the target.
         max_channels (int, optional): The most channels of each example to score.
-        fidelity (float, optional): Estimated correlation with the exact map to reach.
+        fidelity (float): Estimated correlation with the exact map to reach.
         perturbations_per_eval (int, optional): Perturbed inputs for each example in one
             forward pass.
         progress (str, optional): Name of the progress bar to show on stderr.
@@ -57,7 +57,7 @@ class ScoringOptions:
     baselines: Baselines = None
     score_func: ScoreFunc | None = None
     max_channels: int | None = None
-    fidelity: float | None = None
+    fidelity: float = 1.0
     perturbations_per_eval: int | None = None
     progress: str | None = None
     memory_format: torch.memory_format | None = None
@@ -65,8 +65,7 @@ class ScoringOptions:
     def __post_init__(self) -> None:
         check_callable("score_func", self.score_func)
         check_integer("max_channels", self.max_channels, or_none=True)
-        if self.fidelity is not None:
-            check_number("fidelity", self.fidelity, 0, 1)
+        check_number("fidelity", self.fidelity, 0, 1)
         check_integer(
             "perturbations_per_eval", self.perturbations_per_eval, or_none=True
         )

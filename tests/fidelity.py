@@ -62,7 +62,7 @@ class Exact:
     scores: Tensor  # (1, K)
     baseline: Tensor  # (1,)
 
-    def few(self, count: int | None, fidelity: float | None = None) -> tuple[Any, ...]:
+    def few(self, count: int | None, fidelity: float = 1.0) -> tuple[Any, ...]:
         """Returns scores from a few of them, how many, and the estimated fidelity."""
 
         def score(chosen: Tensor) -> Tensor:

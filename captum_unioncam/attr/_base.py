@@ -208,7 +208,7 @@ class ScoringCAM(PerturbingCAM):
 
     def _warn_of_fidelity(self, reached: Tensor, options: ScoringOptions) -> None:
         """Warns of examples that ``max_channels`` kept from the fidelity asked for."""
-        if options.fidelity is not None:
+        if options.fidelity < 1:
             self._warn(
                 reached < options.fidelity,
                 f"below the `fidelity` of {options.fidelity}, by the estimate, after "

@@ -50,7 +50,7 @@ def score_channels(
     activations: Tensor,
     baseline_scores: Tensor,
     max_channels: int | None,
-    fidelity: float | None,
+    fidelity: float,
 ) -> ChannelScores:
     """Scores the active channels of each example, or a few of them in rounds.
 
@@ -62,11 +62,11 @@ def score_channels(
         activations (Tensor): The layer's channels, (N, K, *spatial).
         baseline_scores (Tensor): The exact score of constant channels, (N,).
         max_channels (int, optional): The most channels to score.
-        fidelity (float, optional): The fidelity to reach, in [0, 1].
+        fidelity (float): The estimated fidelity to reach, in [0, 1]; 1 is exact.
     """
     active = is_active(activations)  # (N, K)
     exact = torch.ones(len(active), dtype=torch.float64, device=active.device)
-    if max_channels is None and fidelity is None:
+    if max_channels is None and fidelity == 1:
         return ChannelScores(score(active), active, exact)
     counts, limit = active.sum(1), active.shape[1]
     limit = limit if max_channels is None else min(max_channels, limit)
@@ -79,7 +79,7 @@ def score_channels(
         size = known.shape[1]
         total = min(limit, size + max(ROUND, int(size * ROUND_SHARE)))
         # What has no more channels than it may have passes is exact.
-        whole = counts[rows] <= (limit if fidelity is None else total)
+        whole = counts[rows] <= (limit if fidelity == 1 else total)
         chosen = torch.zeros_like(active)
         chosen[rows[whole]] = active[rows[whole]] & ~measured[rows[whole]]
         reached[rows[whole]] = 1
@@ -96,7 +96,7 @@ def score_channels(
             scores[rows] = torch.where(measured[rows], scores[rows], predicted)
             # A score of NaN, whose map is NaN, has an estimate of NaN.
             on = reached[rows].isfinite() & (size < limit)
-            if fidelity is not None and size >= FEWEST:
+            if size >= FEWEST:
                 on &= reached[rows] < fidelity
             rows, known, new = rows[on], known[on], new[on]
         chosen[rows] = chosen[rows].scatter(1, new, True)

@@ -58,7 +58,7 @@ class MaskingCAM(ScoringCAM, ABC):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
-        fidelity: float | None = None,
+        fidelity: float = 1.0,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
@@ -90,8 +90,8 @@ class MaskingCAM(ScoringCAM, ABC):
             fidelity (float, optional): Score channels in rounds, until the estimated
                 correlation of the score-weighted map with the exact one reaches this,
                 in [0, 1], for each example on its own; ``max_channels`` is the upper
-                limit. An example that stays below it gives a warning. Default: None,
-                which scores as many as ``max_channels`` says
+                limit. Such as 0.99; an example that stays below it gives a warning.
+                Default: 1.0, the exact map
             perturbations_per_eval (int, optional): Masks for each example in one
                 forward pass; the result does not depend on it. Default: None, which
                 tries a few numbers in a long call, and stays with the fastest

@@ -120,7 +120,7 @@ class TwoPartCAM(ScoringCAM):
         few, fidelity = options.max_channels, options.fidelity
         for part, given_options in (
             ("gradient_cam", {"theta": changed_theta, "grad_kwargs": grad_kwargs}),
-            ("region_cam", {"max_channels": few, "fidelity": fidelity is not None}),
+            ("region_cam", {"max_channels": few, "fidelity": fidelity != 1}),
         ):
             for name, given in given_options.items():
                 if given and getattr(self, part) is not None:

@@ -98,7 +98,7 @@ class FusionCAM(TwoPartCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
-        fidelity: float | None = None,
+        fidelity: float = 1.0,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         grad_kwargs: dict[str, Any] | None = None,

@@ -50,7 +50,7 @@ class ISCAM(ScoreCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
-        fidelity: float | None = None,
+        fidelity: float = 1.0,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:

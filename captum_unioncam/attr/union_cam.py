@@ -144,7 +144,7 @@ class UnionCAM(TwoPartCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
-        fidelity: float | None = None,
+        fidelity: float = 1.0,
         select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
@@ -164,7 +164,7 @@ class UnionCAM(TwoPartCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
-        fidelity: float | None = None,
+        fidelity: float = 1.0,
         select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
@@ -186,7 +186,7 @@ class UnionCAM(TwoPartCAM):
         baselines: Baselines = None,
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
-        fidelity: float | None = None,
+        fidelity: float = 1.0,
         select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
@@ -230,8 +230,8 @@ class UnionCAM(TwoPartCAM):
             fidelity (float, optional): Score channels in rounds, until the estimated
                 correlation of the region map with the exact one reaches this,
                 in [0, 1], for each example on its own; ``max_channels`` is the upper
-                limit. An example that stays below it gives a warning. Default: None,
-                which scores as many as ``max_channels`` says
+                limit. Such as 0.99; an example that stays below it gives a warning.
+                Default: 1.0, the exact map
             select (bool, optional): Select by Eq. 8. False keeps the fused map (AMU
                 without AMS), for ablation studies. Default: True
             perturbations_per_eval (int, optional): Masks for each example in one

@@ -174,6 +174,7 @@ def _components(
             target=scene.target,
             theta=options.theta,
             baselines=scene.black,
+            fidelity=options.fidelity,
             max_channels=options.max_channels,
             show_progress=sys.stderr is not None,
             return_details=True,
@@ -202,6 +203,7 @@ def _comparison(
                 reshape_transform=scene.reshape_transform,
                 theta=options.theta,
                 baselines=scene.black,
+                fidelity=options.fidelity,
                 max_channels=options.max_channels,
                 show_progress=sys.stderr is not None,
             )
@@ -236,7 +238,7 @@ def _classes(target: int, scores: Tensor, categories: list[str]) -> dict[str, An
 
 def _numbers(details: UnionCAMDetails) -> dict[str, Any]:
     """Reports the scores, the choice and the channels of a single example."""
-    names = ("baseline_score", "denoised_gain", "region_gain", "fused_gain")
+    names = ("baseline_score", "denoised_gain", "region_gain", "fused_gain", "fidelity")
     channels = ("total_channels", "active_channels", "scored_channels")
     return {
         **{name: getattr(details, name).item() for name in (*names, *channels)},

@@ -81,11 +81,18 @@ def _lines(report: dict[str, Any]) -> dict[str, str]:
             "selected": f"the {report['selected']} map",
             "channels": f"{report['scored_channels']} scored of "
             f"{report['active_channels']} active of {report['total_channels']}",
+            "fidelity": _fidelity(report["fidelity"]),
         }
     return lines | {
         "seconds": f"{report['seconds']:.1f}",
         "picture": report["picture"],
     }
+
+
+def _fidelity(estimate: float) -> str:
+    if estimate == 1:
+        return "1, the exact map"
+    return f"{estimate:.4f} estimated (--fidelity 1 gives the exact map)"
 
 
 def _label(named: dict[str, Any]) -> str:

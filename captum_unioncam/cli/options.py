@@ -52,11 +52,15 @@ class ExplainOptions:
         high=100,
         metavar="PERCENTILE",
     )
+    fidelity: float = option(
+        "score channels until the estimated correlation with the exact map reaches "
+        "this, and predict the others; 1 scores all, and is the exact map",
+        0.99,
+        low=0,
+        high=1,
+    )
     max_channels: int | None = option(
-        "score the K active channels of largest variance (default: all)",
-        None,
-        low=1,
-        metavar="K",
+        "score at most K active channels (default: no limit)", None, low=1, metavar="K"
     )
     device: str | None = option(
         "device of torch (default: cuda where there is one, else cpu)", None

@@ -34,7 +34,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         prog=program,
         description="Class activation maps of image classifiers.",
         epilog="With CAPTUM_UNIONCAM_TRACEBACK=1 in the environment, an error shows "
-        "where it is from.",
+        "where it is from. With CAPTUM_UNIONCAM_LEAVE_MALLOC=1, or any setting of "
+        "glibc's malloc, the memory allocator is left as it is.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 from dataclasses import fields
 
 from captum_unioncam.cli.line import command_line
+from captum_unioncam.cli.malloc import keep_freed_memory
 from captum_unioncam.cli.options import COMMANDS
 from captum_unioncam.cli.parser import parse
 from captum_unioncam.cli.terminal import Outcome, write_error, write_out
@@ -34,6 +35,7 @@ def run(program: str, arguments: Sequence[str] | None) -> int:
             write_out("")  # the help may still be in the buffer
             raise
         names = {field.name for field in fields(COMMANDS[command].options)}
+        keep_freed_memory()
         # Libraries print too, such as torch.hub when it downloads.
         with redirect_stdout(sys.stderr):
             module = importlib.import_module(f"captum_unioncam.cli.{command}")

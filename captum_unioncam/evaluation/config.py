@@ -65,8 +65,15 @@ class EvaluationConfig:
     theta: float = option(
         "percentile of the methods that denoise", 10.0, low=0, high=100
     )
+    fidelity: float = option(
+        "score channels until the estimated correlation with the exact map reaches "
+        "this, and predict the others; 1 scores all, and is the exact map",
+        1.0,
+        low=0,
+        high=1,
+    )
     max_channels: int | None = option(
-        "score this many channels (default: all)", None, low=1
+        "score at most this many active channels (default: no limit)", None, low=1
     )
     steps: int = option("points of the insertion and deletion curves", 50, low=1)
     sanity: int = option("images of the randomisation check", 0, low=0)

@@ -81,6 +81,7 @@ class Task:
         method, chosen = self.methods[label]
         offered = {
             "theta": self.config.theta,
+            "fidelity": self.config.fidelity,
             "max_channels": self.config.max_channels,
             "baselines": self.black,
             "scoring_func": self.scoring_func,
