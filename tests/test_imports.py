@@ -22,9 +22,9 @@ LAYERS = (
     {"cli"},
     {"evaluation"},
     {"attr", "metrics", "models", "captum_metrics", "visualization"},
-    {"_scoring", "_activation_scoring", "layers", "_layer_search"},
+    {"_scoring", "_activation_scoring", "_prediction", "layers", "_layer_search"},
     {"_forward", "_layer_call", "_confidence", "_layouts", "_baselines", "_reshape"}
-    | {"_options", "wrappers"},
+    | {"_options", "_chunks", "wrappers"},
     {"_captum", "_maps", "_checks", "_files", "errors"},
 )
 # What the command imports before it knows what to do.
