@@ -212,7 +212,14 @@ def test_one_process_tells_of_ctrl_c(ends_with, capsys, monkeypatch):
 # Standard output
 
 
+@pytest.fixture(params=["buffered", "unbuffered"])
+def buffering(request, monkeypatch):
+    """What is still in a buffer, Python would write again at the end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1" if request.param == "unbuffered" else "")
+
+
 @needs_full
+@pytest.mark.usefixtures("buffering")
 @pytest.mark.parametrize("argument", ["--help", "--version", "methods"])
 def test_a_full_standard_output_is_one_line(argument):
     with open(FULL, "w") as full:
@@ -239,6 +246,7 @@ def test_a_closed_standard_output_is_one_line(argument):
     )
 
 
+@pytest.mark.usefixtures("buffering")
 def test_a_reader_that_has_gone_is_one_line():
     reader, writer = os.pipe()
     os.close(reader)

@@ -14,9 +14,9 @@ from captum_unioncam.evaluation.data import Images
 from captum_unioncam.evaluation.document import Picture, Section, Table
 from captum_unioncam.evaluation.figures import png_of, sanity_figure
 from captum_unioncam.evaluation.metrics import METRICS
+from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.sanity import randomization_curves
 from captum_unioncam.evaluation.sections import GalleryItem
-from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.storage import read_maps
 from captum_unioncam.evaluation.task import Task
 from captum_unioncam.visualization import panels

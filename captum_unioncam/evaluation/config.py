@@ -83,8 +83,8 @@ class EvaluationConfig:
         "device of torch (default: cuda where there is one, else cpu)", None
     )
     resume: bool = option(
-        "continue an interrupted run in the same folder, if weights, images and "
-        "sources are the same",
+        "continue an interrupted run in the same folder, if options, weights, images, "
+        "sources and versions are the same",
         False,
     )
 

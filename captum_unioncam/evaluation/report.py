@@ -11,6 +11,7 @@ from typing import Any
 from captum_unioncam._files import strict_json, write_whole
 from captum_unioncam.errors import printable
 from captum_unioncam.evaluation.document import Section, html, markdown
+from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.sections import GalleryItem, report_sections
 from captum_unioncam.evaluation.statistics import (
     COST,
@@ -18,7 +19,6 @@ from captum_unioncam.evaluation.statistics import (
     list_failures,
     summarize,
 )
-from captum_unioncam.evaluation.row import Row
 
 CONTEXT = (
     "command",

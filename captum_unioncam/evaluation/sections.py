@@ -11,6 +11,7 @@ from captum_unioncam.evaluation.config import ABLATION
 from captum_unioncam.evaluation.document import Column, Picture, Section, Table
 from captum_unioncam.evaluation.figures import bars_figure, curves_figure, png_of
 from captum_unioncam.evaluation.metrics import METRICS
+from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.statistics import (
     Estimate,
     MapCounts,
@@ -18,7 +19,6 @@ from captum_unioncam.evaluation.statistics import (
     count_maps,
     mean_curves,
 )
-from captum_unioncam.evaluation.row import Row
 
 COLUMNS_PER_TABLE = 4
 MOST_FAILURES_SHOWN = 100

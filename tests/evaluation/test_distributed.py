@@ -13,7 +13,7 @@ import torch.distributed
 from classifiers import SMALL, save_small_weights
 from runs import command, config, results, run_command
 
-from captum_unioncam.errors import ConfigError
+from captum_unioncam.errors import ConfigError, is_known_to_all
 from captum_unioncam.evaluation.distributed import Processes, processes
 from captum_unioncam.evaluation.runner import evaluate
 
@@ -84,6 +84,7 @@ def test_an_error_of_one_process_is_raised_as_it_is(error):
         with pytest.raises(type(error)) as raised:
             run(fail)
         assert raised.value is error
+        assert is_known_to_all(error), "one process tells of it"
 
 
 def test_ctrl_c_waits_for_no_other_process():
@@ -109,8 +110,9 @@ def test_an_error_elsewhere_ends_this_process_and_is_quoted():
     message = "process 0 failed: DataError: there is no folder"
     for name in ("run_first", "run_all"):
         process = Pretended("DataError: there is no folder")
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=message) as raised:
             getattr(process, name)(lambda: "own")
+        assert is_known_to_all(raised.value)
 
 
 def test_an_error_here_is_raised_here_though_others_fail_too():
