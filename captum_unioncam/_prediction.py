@@ -220,7 +220,7 @@ def estimated_fidelity(masks: Masks, scores: Tensor, squared_error: Tensor) -> T
     size = masks.weighted_sum(scores[:, None]).square().sum((1, 2))  # (N,)
     total = size + CAUTION * squared_error
     # A map without any size and without any error is exact.
-    return torch.where(total > 0, size / torch.where(total > 0, total, 1), 1).sqrt()
+    return torch.where(total == 0, 1, size / total).sqrt()
 
 
 def _pivots(covariances: Tensor, effects: Tensor, usable: Tensor, count: int) -> Tensor:
