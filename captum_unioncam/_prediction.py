@@ -9,6 +9,7 @@ Gaussian processes: Rasmussen and Williams, Gaussian Processes for Machine Learn
 2006, Eqs. 2.25 and 2.26, and 2.42 for the unknown mean.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,14 +34,11 @@ RIDGE = 1e-4
 # The expected squared error counts this many times in the estimated fidelity.
 CAUTION = 1.5
 # Gauss-Hermite quadrature of 5 nodes for a standard normal variable.
-NODES = (-2.8569700138728, -1.3556261799743, 0.0, 1.3556261799743, 2.8569700138728)
-NODE_WEIGHTS = (
-    0.0112574113277,
-    0.2220759220056,
-    0.5333333333333,
-    0.2220759220056,
-    0.0112574113277,
-)
+ROOT = math.sqrt(10)
+OUTER, INNER = math.sqrt(5 + ROOT), math.sqrt(5 - ROOT)
+NODES = (-OUTER, -INNER, 0.0, INNER, OUTER)
+NODE_WEIGHTS = tuple(w / 60 for w in (7 - 2 * ROOT, 7 + 2 * ROOT, 32))
+NODE_WEIGHTS += NODE_WEIGHTS[1::-1]
 
 
 @dataclass(frozen=True)
@@ -166,9 +164,8 @@ def predict(
 
     means = mean[:, None] + (residuals[:, None] @ explained)[:, 0]  # (N, K + 1)
     variances = variance[:, None] * (_unexplained(explained) + NOISE)
-    expected, spread = _of_log_odds(means, variances)
+    expected, slopes = _of_log_odds(means, variances)
     expected = torch.where(confidences, expected, means)
-    slopes = (spread / torch.where(variances > 0, variances, 1)).sqrt()
     slopes = torch.where(confidences, slopes, 1).scatter(1, channels, 0)
     return Prediction(
         channels, expected.scatter(1, channels, known), slopes, explained, variance
@@ -297,11 +294,16 @@ def _log_odds(scores: Tensor) -> Tensor:
 
 
 def _of_log_odds(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and variance of confidences whose log odds are normal."""
+    """Returns the means of confidences whose log odds are normal, and their slopes.
+
+    A slope is the deviation of a confidence over that of its log odds.
+    """
     deviations = variances.sqrt()
-    mean, square = torch.zeros_like(means), torch.zeros_like(means)
-    for node, weight in zip(NODES, NODE_WEIGHTS, strict=True):
-        confidence = torch.sigmoid(means + node * deviations)
-        mean += weight * confidence
-        square += weight * confidence.square()
-    return mean, (square - mean.square()).clamp_min(0)
+    values = [torch.sigmoid(means + node * deviations) for node in NODES]
+    pairs = list(zip(values, NODE_WEIGHTS, strict=True))
+    expected = torch.stack([weight * value for value, weight in pairs]).sum(0)
+    squares = [weight * (value - expected).square() for value, weight in pairs]
+    slopes = torch.stack(squares).sum(0).sqrt() / deviations
+    # The derivative, where the differences would be those of rounding.
+    small = deviations < torch.finfo(means.dtype).eps ** (1 / 3)
+    return expected, torch.where(small, means.sigmoid() * (-means).sigmoid(), slopes)
