@@ -229,11 +229,11 @@ def _pivots(covariances: Tensor, effects: Tensor, usable: Tensor, count: int) ->
         covariances (Tensor): Of the values of the candidates, (N, M, M).
         effects (Tensor): Covariances of the values with what they are summed to, (N, M,
             D).
-        usable (Tensor): Which candidates can be chosen, (N, M); at least ``count``.
-        count (int): How many to choose.
+        usable (Tensor): Which candidates can be chosen, (N, M).
+        count (int): How many to choose; not more than can be chosen, or M.
     """
     pivots = [usable.new_empty(len(usable), 0, dtype=torch.long)]
-    for _ in range(count):
+    for _ in range(min(count, usable.shape[1])):
         variances = covariances.diagonal(dim1=1, dim2=2).clamp_min(0) + NOISE  # (N, M)
         reduction = effects.square().sum(2) / variances
         pivot = torch.where(usable, reduction, -1).argmax(1, keepdim=True)  # (N, 1)
