@@ -280,7 +280,10 @@ def _length(values: Tensor, active: Tensor) -> Tensor:
     places = steps.div(SAMPLE - 1, rounding_mode="floor")
     sample = _pick(values, order.gather(1, places))
     distances = _squared_distances(sample, sample).flatten(1).sqrt()
-    distances = torch.where(distances > 1e-6, distances, torch.nan)
+    # Fewer channels than places are each taken once.
+    again = F.pad(places.diff(dim=1) == 0, (1, 0))  # (N, SAMPLE)
+    counted = ~(again[:, :, None] | again[:, None]).flatten(1) & (distances > 1e-6)
+    distances = torch.where(counted, distances, torch.nan)
     median = distances.nanmedian(1).values.nan_to_num(1.0)  # all masks may be equal
     return LENGTH * median[:, None, None]
 
