@@ -63,12 +63,12 @@ class Masks:
     @classmethod
     def of(cls, activations: Tensor, active: Tensor) -> "Masks":
         """Reads the masks from a layer's channels, (N, K, *spatial), all finite."""
-        channels = F.pad(activations.flatten(2), (0, 0, 0, 1))  # (N, K + 1, positions)
-        # In 64 bits, where the device has them.
-        channels = channels.to(torch.float32 if channels.is_mps else torch.float64)
-        low = channels.amin(2, keepdim=True)
-        spans = channels.amax(2, keepdim=True) - low  # (N, K + 1, 1)
-        values = (channels - low) / torch.where(spans > 0, spans, 1)
+        values = F.pad(activations.flatten(2), (0, 0, 0, 1))  # (N, K + 1, positions)
+        # In 64 bits, where the device has them; a copy, which is scaled in place.
+        values = values.to(torch.float32 if values.is_mps else torch.float64)
+        low = values.amin(2, keepdim=True)
+        spans = values.amax(2, keepdim=True) - low  # (N, K + 1, 1)
+        values.sub_(low).div_(torch.where(spans > 0, spans, 1))
         largest = spans.amax(1, keepdim=True)
         shares = spans / torch.where(largest > 0, largest, 1)
         active = F.pad(active, (0, 1))
@@ -93,8 +93,7 @@ class Masks:
 
         Their shape is (N, C, positions), in shares of the largest channel's range.
         """
-        summed = (weights * self.spans[:, None]) @ self.values
-        return summed - summed.mean(2, keepdim=True)
+        return _centred((weights * self.spans[:, None]) @ self.values)
 
 
 @dataclass(frozen=True)
@@ -191,11 +190,12 @@ def next_channels(
     covariances.baddbmm_(explained, prediction.explained, alpha=-1)
     among = _columns(covariances, candidates)  # (N, M, M)
     # How the map would move with each candidate's value: (N, M, positions).
-    slopes = prediction.slopes * free
-    effects = masks.weighted_sum(covariances.mul_(slopes[:, None]))
+    weights = prediction.slopes * masks.spans * free  # (N, K + 1)
+    effects = _centred(covariances.mul_(weights[:, None]) @ masks.values)
+    del covariances  # the largest tensor
 
-    weights = (slopes * masks.spans).gather(1, candidates)  # (N, M)
-    shown = _pick(masks.values, candidates) * weights[..., None]
+    shown = _pick(masks.values, candidates)
+    shown *= weights.gather(1, candidates)[..., None]
     error = (shown * effects).sum((1, 2))  # with all that moves with the candidates
     error = error + own_errors.sum(1) - own_errors.gather(1, candidates).sum(1)
     error = error + NOISE * energies.sum(1)
@@ -267,9 +267,18 @@ def _columns(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(2, places[:, None].expand(-1, values.shape[1], -1))
 
 
+def _centred(maps: Tensor) -> Tensor:
+    return maps - maps.mean(2, keepdim=True)
+
+
 def _squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
-    squares = rows.square().sum(2)[..., None] + columns.square().sum(2)[:, None]
+    squares = _squares(rows)[..., None] + _squares(columns)[:, None]
     return squares.baddbmm_(rows, columns.mT, alpha=-2).clamp_min_(0)
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Returns the squared norms, (N, K), of (N, K, D), without a copy of them."""
+    return torch.linalg.vector_norm(values, dim=2).square()
 
 
 def _length(values: Tensor, active: Tensor) -> Tensor:
