@@ -278,7 +278,8 @@ def _squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
 
 def _squares(values: Tensor) -> Tensor:
     """Returns the squared norms, (N, K), of (N, K, D), without a copy of them."""
-    return torch.linalg.vector_norm(values, dim=2).square()
+    norms: Tensor = torch.linalg.vector_norm(values, dim=2)
+    return norms.square()
 
 
 def _length(values: Tensor, active: Tensor) -> Tensor:
