@@ -226,9 +226,9 @@ def _pivots(covariances: Tensor, effects: Tensor, usable: Tensor, count: int) ->
     Each is what reduces the squared error of sums most, given those before it.
 
     Args:
-        covariances (Tensor): Of the values of the candidates, (N, M, M).
+        covariances (Tensor): Of the values of the candidates, (N, M, M); overwritten.
         effects (Tensor): Covariances of the values with what they are summed to, (N, M,
-            D).
+            D); overwritten.
         usable (Tensor): Which candidates can be chosen, (N, M).
         count (int): How many to choose; not more than can be chosen, or M.
     """
@@ -242,8 +242,8 @@ def _pivots(covariances: Tensor, effects: Tensor, usable: Tensor, count: int) ->
         scale = variances.gather(1, pivot).rsqrt()[..., None]  # (N, 1, 1)
         column = _pick(covariances, pivot) * scale  # (N, 1, M)
         effect = _pick(effects, pivot) * scale  # (N, 1, D)
-        covariances = covariances - column.mT * column
-        effects = effects - column.mT * effect
+        covariances.baddbmm_(column.mT, column, alpha=-1)
+        effects.baddbmm_(column.mT, effect, alpha=-1)
     return torch.cat(pivots, 1)
 
 
