@@ -93,7 +93,8 @@ def score_channels(
                 baseline_scores[rows],
                 total - size,
             )
-            scores[rows] = torch.where(measured[rows], given, predicted)
+            open_ones = active[rows] & ~measured[rows]
+            scores[rows] = torch.where(open_ones, predicted, given)
             # A score of NaN, whose map is NaN, has an estimate of NaN.
             on = reached[rows].isfinite() & (size < limit)
             if fidelity is not None and size >= FEWEST:
