@@ -9,6 +9,7 @@ Gaussian processes: Rasmussen and Williams, Gaussian Processes for Machine Learn
 2006, Eqs. 2.25 and 2.26, and 2.42 for the unknown mean.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,14 +34,11 @@ RIDGE = 1e-4
 # The expected squared error counts this many times in the estimated fidelity.
 CAUTION = 1.5
 # Gauss-Hermite quadrature of 5 nodes for a standard normal variable.
-NODES = (-2.8569700138728, -1.3556261799743, 0.0, 1.3556261799743, 2.8569700138728)
-NODE_WEIGHTS = (
-    0.0112574113277,
-    0.2220759220056,
-    0.5333333333333,
-    0.2220759220056,
-    0.0112574113277,
-)
+ROOT = math.sqrt(10)
+OUTER, INNER = math.sqrt(5 + ROOT), math.sqrt(5 - ROOT)
+NODES = (-OUTER, -INNER, 0.0, INNER, OUTER)
+NODE_WEIGHTS = tuple(w / 60 for w in (7 - 2 * ROOT, 7 + 2 * ROOT, 32))
+NODE_WEIGHTS += NODE_WEIGHTS[1::-1]
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,12 @@ class Masks:
     @classmethod
     def of(cls, activations: Tensor, active: Tensor) -> "Masks":
         """Reads the masks from a layer's channels, (N, K, *spatial), all finite."""
-        channels = F.pad(activations.flatten(2), (0, 0, 0, 1))  # (N, K + 1, positions)
-        # In 64 bits, where the device has them.
-        channels = channels.to(torch.float32 if channels.is_mps else torch.float64)
-        low = channels.amin(2, keepdim=True)
-        spans = channels.amax(2, keepdim=True) - low  # (N, K + 1, 1)
-        values = (channels - low) / torch.where(spans > 0, spans, 1)
+        values = F.pad(activations.flatten(2), (0, 0, 0, 1))  # (N, K + 1, positions)
+        # In 64 bits, where the device has them; a copy, which is scaled in place.
+        values = values.to(torch.float32 if values.is_mps else torch.float64)
+        low = values.amin(2, keepdim=True)
+        spans = values.amax(2, keepdim=True) - low  # (N, K + 1, 1)
+        values.sub_(low).div_(torch.where(spans > 0, spans, 1))
         largest = spans.amax(1, keepdim=True)
         shares = spans / torch.where(largest > 0, largest, 1)
         active = F.pad(active, (0, 1))
@@ -95,8 +93,7 @@ class Masks:
 
         Their shape is (N, C, positions), in shares of the largest channel's range.
         """
-        summed = (weights * self.spans[:, None]) @ self.values
-        return summed - summed.mean(2, keepdim=True)
+        return _centred((weights * self.spans[:, None]) @ self.values)
 
 
 @dataclass(frozen=True)
@@ -166,9 +163,8 @@ def predict(
 
     means = mean[:, None] + (residuals[:, None] @ explained)[:, 0]  # (N, K + 1)
     variances = variance[:, None] * (_unexplained(explained) + NOISE)
-    expected, spread = _of_log_odds(means, variances)
+    expected, slopes = _of_log_odds(means, variances)
     expected = torch.where(confidences, expected, means)
-    slopes = (spread / torch.where(variances > 0, variances, 1)).sqrt()
     slopes = torch.where(confidences, slopes, 1).scatter(1, channels, 0)
     return Prediction(
         channels, expected.scatter(1, channels, known), slopes, explained, variance
@@ -194,11 +190,12 @@ def next_channels(
     covariances.baddbmm_(explained, prediction.explained, alpha=-1)
     among = _columns(covariances, candidates)  # (N, M, M)
     # How the map would move with each candidate's value: (N, M, positions).
-    slopes = prediction.slopes * free
-    effects = masks.weighted_sum(covariances.mul_(slopes[:, None]))
+    weights = prediction.slopes * masks.spans * free  # (N, K + 1)
+    effects = _centred(covariances.mul_(weights[:, None]) @ masks.values)
+    del covariances  # the largest tensor
 
-    weights = (slopes * masks.spans).gather(1, candidates)  # (N, M)
-    shown = _pick(masks.values, candidates) * weights[..., None]
+    shown = _pick(masks.values, candidates)
+    shown *= weights.gather(1, candidates)[..., None]
     error = (shown * effects).sum((1, 2))  # with all that moves with the candidates
     error = error + own_errors.sum(1) - own_errors.gather(1, candidates).sum(1)
     error = error + NOISE * energies.sum(1)
@@ -220,7 +217,7 @@ def estimated_fidelity(masks: Masks, scores: Tensor, squared_error: Tensor) -> T
     size = masks.weighted_sum(scores[:, None]).square().sum((1, 2))  # (N,)
     total = size + CAUTION * squared_error
     # A map without any size and without any error is exact.
-    return torch.where(total > 0, size / torch.where(total > 0, total, 1), 1).sqrt()
+    return torch.where(total == 0, 1, size / total).sqrt()
 
 
 def _pivots(covariances: Tensor, effects: Tensor, usable: Tensor, count: int) -> Tensor:
@@ -229,14 +226,14 @@ def _pivots(covariances: Tensor, effects: Tensor, usable: Tensor, count: int) ->
     Each is what reduces the squared error of sums most, given those before it.
 
     Args:
-        covariances (Tensor): Of the values of the candidates, (N, M, M).
+        covariances (Tensor): Of the values of the candidates, (N, M, M); overwritten.
         effects (Tensor): Covariances of the values with what they are summed to, (N, M,
-            D).
-        usable (Tensor): Which candidates can be chosen, (N, M); at least ``count``.
-        count (int): How many to choose.
+            D); overwritten.
+        usable (Tensor): Which candidates can be chosen, (N, M).
+        count (int): How many to choose; not more than can be chosen, or M.
     """
     pivots = [usable.new_empty(len(usable), 0, dtype=torch.long)]
-    for _ in range(count):
+    for _ in range(min(count, usable.shape[1])):
         variances = covariances.diagonal(dim1=1, dim2=2).clamp_min(0) + NOISE  # (N, M)
         reduction = effects.square().sum(2) / variances
         pivot = torch.where(usable, reduction, -1).argmax(1, keepdim=True)  # (N, 1)
@@ -245,8 +242,8 @@ def _pivots(covariances: Tensor, effects: Tensor, usable: Tensor, count: int) ->
         scale = variances.gather(1, pivot).rsqrt()[..., None]  # (N, 1, 1)
         column = _pick(covariances, pivot) * scale  # (N, 1, M)
         effect = _pick(effects, pivot) * scale  # (N, 1, D)
-        covariances = covariances - column.mT * column
-        effects = effects - column.mT * effect
+        covariances.baddbmm_(column.mT, column, alpha=-1)
+        effects.baddbmm_(column.mT, effect, alpha=-1)
     return torch.cat(pivots, 1)
 
 
@@ -270,9 +267,19 @@ def _columns(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(2, places[:, None].expand(-1, values.shape[1], -1))
 
 
+def _centred(maps: Tensor) -> Tensor:
+    return maps - maps.mean(2, keepdim=True)
+
+
 def _squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
-    squares = rows.square().sum(2)[..., None] + columns.square().sum(2)[:, None]
+    squares = _squares(rows)[..., None] + _squares(columns)[:, None]
     return squares.baddbmm_(rows, columns.mT, alpha=-2).clamp_min_(0)
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Returns the squared norms, (N, K), of (N, K, D), without a copy of them."""
+    norms: Tensor = torch.linalg.vector_norm(values, dim=2)
+    return norms.square()
 
 
 def _length(values: Tensor, active: Tensor) -> Tensor:
@@ -283,7 +290,10 @@ def _length(values: Tensor, active: Tensor) -> Tensor:
     places = steps.div(SAMPLE - 1, rounding_mode="floor")
     sample = _pick(values, order.gather(1, places))
     distances = _squared_distances(sample, sample).flatten(1).sqrt()
-    distances = torch.where(distances > 1e-6, distances, torch.nan)
+    # Fewer channels than places are each taken once.
+    again = F.pad(places.diff(dim=1) == 0, (1, 0))  # (N, SAMPLE)
+    counted = ~(again[:, :, None] | again[:, None]).flatten(1) & (distances > 1e-6)
+    distances = torch.where(counted, distances, torch.nan)
     median = distances.nanmedian(1).values.nan_to_num(1.0)  # all masks may be equal
     return LENGTH * median[:, None, None]
 
@@ -297,11 +307,16 @@ def _log_odds(scores: Tensor) -> Tensor:
 
 
 def _of_log_odds(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and variance of confidences whose log odds are normal."""
+    """Returns the means of confidences whose log odds are normal, and their slopes.
+
+    A slope is the deviation of a confidence over that of its log odds.
+    """
     deviations = variances.sqrt()
-    mean, square = torch.zeros_like(means), torch.zeros_like(means)
-    for node, weight in zip(NODES, NODE_WEIGHTS, strict=True):
-        confidence = torch.sigmoid(means + node * deviations)
-        mean += weight * confidence
-        square += weight * confidence.square()
-    return mean, (square - mean.square()).clamp_min(0)
+    values = [torch.sigmoid(means + node * deviations) for node in NODES]
+    pairs = list(zip(values, NODE_WEIGHTS, strict=True))
+    expected = torch.stack([weight * value for value, weight in pairs]).sum(0)
+    squares = [weight * (value - expected).square() for value, weight in pairs]
+    slopes = torch.stack(squares).sum(0).sqrt() / deviations
+    # The derivative, where the differences would be those of rounding.
+    small = deviations < torch.finfo(means.dtype).eps ** (1 / 3)
+    return expected, torch.where(small, means.sigmoid() * (-means).sigmoid(), slopes)

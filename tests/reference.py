@@ -10,6 +10,7 @@ import itertools
 
 import numpy as np
 import torch
+from reference_prediction import channel_scores
 
 
 def resize_line(line, size):
@@ -113,11 +114,17 @@ def masked(image, array, baseline):
     return out
 
 
-def region(model, image, baseline, activations):
+def region(model, image, baseline, activations, max_channels=None):
     """L_region: each channel weighs what the model says of the input under it."""
+
+    def score(k):
+        return model.confidence(masked(image, activations[k], baseline))
+
+    empty = model.confidence(masked(image, np.zeros_like(activations[0]), baseline))
+    scores, _, _ = channel_scores(score, activations, empty, max_channels)
     total = np.zeros(activations.shape[1:])
-    for activation in activations:
-        total += model.confidence(masked(image, activation, baseline)) * activation
+    for weight, activation in zip(scores, activations, strict=True):
+        total += weight * activation
     return relu(total)
 
 
@@ -127,17 +134,16 @@ def min_max(array):
     return (array - array.min()) / (array.max() - array.min())
 
 
-def union(model, image, baseline, theta=10.0, choose=lambda activations: activations):
+def union(model, image, baseline, theta=10.0, max_channels=None):
     """Eqs. 1 to 8. Returns everything that UnionCAM reports, in a dict.
 
     The fusion of Eq. 6 is done at the input's size, on the masks themselves; the map at
     the layer's size is not needed here, since the result is compared as a mask. For
-    this reason all masked inputs must have one size. ``choose`` returns the channels
-    that make the region map.
+    this reason all masked inputs must have one size.
     """
     activations, gradients = model.activations_and_gradients(image)
     l_denoising = denoising(activations, gradients, theta)
-    l_region = region(model, image, baseline, choose(activations))
+    l_region = region(model, image, baseline, activations, max_channels)
     size = next(p.shape[1:] for p in image if p.ndim == l_region.ndim + 1)
 
     empty = np.zeros_like(l_region)

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import torch
 from reference import masked, min_max, relu, resize, to_mask
+from reference_prediction import channel_scores
 
 
 def positions(array):
@@ -94,16 +95,6 @@ def grad_cam(activations, gradients):
     return sum_of([mean_of(gradient) for gradient in gradients], activations)
 
 
-def is_constant(activation):
-    return activation.max() == activation.min()
-
-
-def most_varied(activations, count):
-    """The indices of the ``count`` active channels of largest variance."""
-    active = [k for k in range(len(activations)) if not is_constant(activations[k])]
-    return sorted(active, key=lambda k: -activations[k].var())[:count]
-
-
 def baseline_confidence(model, image, baseline, activations):
     """f(Ib), what the model says under a map that masks all."""
     empty = np.zeros(activations.shape[1:])
@@ -111,15 +102,10 @@ def baseline_confidence(model, image, baseline, activations):
 
 
 def softmax_sum(increases, activations):
-    """L, for a dict from channels that take part to their increases."""
-    if not increases:
-        return np.zeros(activations.shape[1:])
-    largest = max(increases.values())
-    shares = {k: math.exp(value - largest) for k, value in increases.items()}
-    weights = [
-        shares.get(k, 0.0) / sum(shares.values()) for k in range(len(activations))
-    ]
-    return sum_of(weights, activations)
+    """L, under the softmax of a number for each channel."""
+    largest = max(increases)
+    shares = [math.exp(value - largest) for value in increases]
+    return sum_of([share / sum(shares) for share in shares], activations)
 
 
 def score_cam(model, image, baseline, activations, count=None, score=None):
@@ -130,13 +116,10 @@ def score_cam(model, image, baseline, activations, count=None, score=None):
             return model.confidence(masked(image, activation, baseline))
 
     f_baseline = baseline_confidence(model, image, baseline, activations)
-    every = range(len(activations))
-    taking_part = every if count is None else most_varied(activations, count)
-    increases = {}
-    for k in taking_part:
-        constant = is_constant(activations[k])
-        increases[k] = 0.0 if constant else score(activations[k]) - f_baseline
-    return softmax_sum(increases, activations)
+    scores, _, _ = channel_scores(
+        lambda k: score(activations[k]), activations, f_baseline, count
+    )
+    return softmax_sum([score - f_baseline for score in scores], activations)
 
 
 def under(image, baseline, masks):
@@ -290,10 +273,26 @@ def confidence_with(model, image, array):
         handle.remove()
 
 
-def ablation_cam(model, image, activations, count=None):
+def first_order_effects(activations, gradients):
+    """What the output loses without each channel, to first order."""
+    return [
+        sum(gradient[index] * activation[index] for index in positions(activation))
+        for activation, gradient in zip(activations, gradients, strict=True)
+    ]
+
+
+def to_ablate(activations, effects, count):
+    """The channels to ablate: all that are not zero, or those that matter most."""
+    active = [k for k in range(len(activations)) if activations[k].any()]
+    if count is None:
+        return active
+    return sorted(active, key=lambda k: -abs(effects[k]) * activations[k].std())[:count]
+
+
+def ablation_cam(model, image, activations, gradients, count=None):
     y = model.confidence(image)
-    every = range(len(activations))
-    ablated = every if count is None else most_varied(activations, count)
+    effects = first_order_effects(activations, gradients)
+    ablated = to_ablate(activations, effects, count)
     weights = [0.0] * len(activations)
     for k in ablated:
         without = activations.copy()
@@ -301,6 +300,11 @@ def ablation_cam(model, image, activations, count=None):
             without[k][index] = 0.0
         if y != 0:
             weights[k] = (y - confidence_with(model, image, without)) / abs(y)
+    squares = sum(effects[k] ** 2 for k in ablated)
+    products = sum(effects[k] * weights[k] for k in ablated)
+    for k in range(len(activations)):
+        if k not in ablated and squares != 0:
+            weights[k] = products / squares * effects[k]
     return sum_of(weights, activations)
 
 

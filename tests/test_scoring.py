@@ -236,6 +236,8 @@ def test_masks_are_made_for_each_chunk_of_examples_and_columns():
         ({"score_func": 1}, TypeError, "`score_func` must be a callable or None"),
         ({"max_channels": 0}, ValueError, "`max_channels` must be a positive int or"),
         ({"max_channels": 1.0}, TypeError, "`max_channels` must be a positive int or"),
+        ({"fidelity": 1.5}, ValueError, r"`fidelity` must be .* in \[0, 1\]"),
+        ({"fidelity": "1"}, TypeError, r"`fidelity` must be .* in \[0, 1\]"),
         ({"perturbations_per_eval": 0}, ValueError, "`perturbations_per_eval` must"),
     ],
 )

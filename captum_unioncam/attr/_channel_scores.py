@@ -37,7 +37,7 @@ class ChannelScores:
         measured (Tensor): Which active channels were scored, bool, (N, K).
         fidelity (Tensor): Estimated correlation of the map that the scores weight with
             the map under exact scores, (N,): 1 where none was predicted, NaN where one
-            is not finite.
+            that others are predicted from is not finite.
     """
 
     scores: Tensor
@@ -84,23 +84,52 @@ def score_channels(
         chosen[rows[whole]] = active[rows[whole]] & ~measured[rows[whole]]
         reached[rows[whole]] = 1
         rows, known = rows[~whole], known[~whole]
-        masks = Masks.of(activations[rows], active[rows])
-        if size == 0:
-            new = first_channels(masks, total)
-        else:
-            given = scores[rows].gather(1, known)
-            prediction = predict(masks, known, given, baseline_scores[rows])
-            new, error = next_channels(masks, prediction, total - size)
-            reached[rows] = estimated_fidelity(masks, prediction.scores, error).double()
-            predicted = prediction.scores[:, :-1].to(scores)
-            scores[rows] = torch.where(measured[rows], scores[rows], predicted)
+        if len(rows):
+            given = scores[rows]
+            predicted, reached[rows], new = _look_ahead(
+                Masks.of(activations[rows], active[rows]),
+                known,
+                given,
+                baseline_scores[rows],
+                total - size,
+            )
+            open_ones = active[rows] & ~measured[rows]
+            scores[rows] = torch.where(open_ones, predicted, given)
             # A score of NaN, whose map is NaN, has an estimate of NaN.
             on = reached[rows].isfinite() & (size < limit)
             if size >= FEWEST:
                 on &= reached[rows] < fidelity
-            rows, known, new = rows[on], known[on], new[on]
-        chosen[rows] = chosen[rows].scatter(1, new, True)
+            rows, known = rows[on], torch.cat([known, new], 1)[on]
+            chosen[rows] = chosen[rows].scatter(1, new[on], True)
         scores = torch.where(chosen, score(chosen), scores)
         measured |= chosen
-        known = torch.cat([known, new], 1)
     return ChannelScores(scores, measured, reached)
+
+
+def _look_ahead(
+    masks: Masks,
+    known: Tensor,
+    scores: Tensor,
+    baseline_scores: Tensor,
+    count: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicts the scores that are not known, and chooses what to score next.
+
+    Args:
+        masks (Masks): Of R examples.
+        known (Tensor): The channels whose scores are known, (R, k).
+        scores (Tensor): (R, K), of which those are used.
+        baseline_scores (Tensor): (R,).
+        count (int): How many channels to choose.
+
+    Returns:
+        The scores of all channels, (R, K); the estimated fidelity, (R,); and the chosen
+        channels, (R, ``count``).
+    """
+    if not known.shape[1]:
+        unknown = torch.zeros_like(baseline_scores).double()
+        return scores, unknown, first_channels(masks, count)
+    prediction = predict(masks, known, scores.gather(1, known), baseline_scores)
+    chosen, error = next_channels(masks, prediction, count)
+    fidelity = estimated_fidelity(masks, prediction.scores, error)
+    return prediction.scores[:, :-1].to(scores), fidelity.double(), chosen

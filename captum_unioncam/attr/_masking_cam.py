@@ -162,7 +162,8 @@ class ScoredMap(NamedTuple):
         maps (Tensor): (N, 1, *spatial).
         channels (Tensor): How many channels were scored, int, (N,).
         fidelity (Tensor): Estimated correlation of the score-weighted sum of the
-            channels with the exact one, (N,); 1 where no score is predicted.
+            channels with the exact one, (N,); 1 where no score is predicted, NaN where
+            the map is.
     """
 
     maps: Tensor
@@ -192,4 +193,6 @@ def scored_map(
         baseline = scorer.reference_scores
         result = score_channels(score, activations, baseline, limit, fidelity)
     maps = weighted_map(weights(result.scores), activations, result.scores)
-    return ScoredMap(maps, result.measured.sum(1), result.fidelity)
+    broken = maps.isnan().flatten(1).any(1)
+    fidelities = result.fidelity.masked_fill(broken, torch.nan)
+    return ScoredMap(maps, result.measured.sum(1), fidelities)

@@ -137,7 +137,7 @@ def first_order_effects(activations: Tensor, gradients: Tensor) -> Tensor:
 
     It is the sum of gradients times activations, up to a factor of each example.
     """
-    return (gradients.flatten(2) * _shares(activations)).sum(2)
+    return (_shares(gradients) * _shares(activations)).sum(2)
 
 
 def predicted_weights(weights: Tensor, effects: Tensor, ablated: Tensor) -> Tensor:
@@ -151,18 +151,21 @@ def predicted_weights(weights: Tensor, effects: Tensor, ablated: Tensor) -> Tens
     return products / torch.where(squares == 0, torch.inf, squares) * effects
 
 
-def _shares(activations: Tensor) -> Tensor:
-    """Returns the channels as shares of the example's largest value, (N, K, h * w).
+def _shares(tensor: Tensor) -> Tensor:
+    """Returns a tensor as shares of the example's largest value, (N, K, h * w).
 
     Their squares stay in range.
     """
-    entries = activations.flatten(2)
+    entries = tensor.flatten(2)
     largest = entries.abs().amax((1, 2), keepdim=True)
     return entries / torch.where(largest > 0, largest, 1)
 
 
 def _deviations(activations: Tensor) -> Tensor:
-    return _shares(activations).std(2, correction=0)  # (N, K)
+    shares = _shares(activations)
+    # Not std, which warns of an empty batch.
+    centred = shares - shares.mean(2, keepdim=True)
+    return centred.square().mean(2).sqrt()  # (N, K)
 
 
 def _is_largest(values: Tensor, count: int) -> Tensor:

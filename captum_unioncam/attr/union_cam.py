@@ -42,8 +42,8 @@ class UnionCAMDetails:
         active_channels (Tensor): Channels that are not constant, int.
         scored_channels (Tensor): Channels that were scored, int; 0 with a
             ``region_cam``.
-        fidelity (Tensor): Estimated correlation of the region map with the exact one, 1
-            where no score was predicted.
+        fidelity (Tensor): Estimated correlation of the region map with the exact one; 1
+            where no score was predicted, NaN where the map is.
     """
 
     denoised_map: Tensor

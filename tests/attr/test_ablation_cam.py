@@ -63,36 +63,76 @@ def test_a_score_of_zero_leaves_the_other_examples_alone():
     assert maps[1, 0].tolist() == pytest.approx([1.5 - 0.5, 3], abs=1e-12)
 
 
-def test_a_constant_channel_is_ablated_and_weighs_unless_channels_are_chosen():
+@pytest.mark.parametrize("max_channels", [None, 2, 1])
+def test_a_constant_channel_is_ablated_and_weighs(max_channels):
     # y = 2 + 2 * 3 + 2 * 1 = 10, and 8 and 2 without a channel: w = [1/5 4/5]. L = 1/5
-    # * [0 2] + 4/5 * [2 2] = [1.6 2].
+    # * [0 2] + 4/5 * [2 2] = [1.6 2]. It is predicted where only the other is ablated,
+    # exactly, as the output is linear.
     net, inputs = Weighed([[1, 1], [3, 1]]), example([0, 2], [2, 2])
-    assert explain(net, inputs) == pytest.approx([1.6, 2], abs=1e-12)
-    # Only channel 1 is active: the other weighs 0.
-    actual = explain(net, inputs, max_channels=2)
-    assert actual == pytest.approx([0, 0.4], abs=1e-12)
+    actual = explain(net, inputs, max_channels=max_channels)
+    assert actual == pytest.approx([1.6, 2], abs=1e-12)
 
 
-def test_max_channels_ablates_those_of_largest_variance():
-    # y = 2 + 4 + 9 = 15. The variances are 1, 4 and 9/4: w = [0 4/15 9/15] for two, [0
-    # 4/15 0] for one.
-    net = Weighed([[1, 1], [1, 1], [3, 3]])
-    inputs = example([0, 2], [4, 0], [0, 3])
-    actual = explain(net, inputs, max_channels=2)
-    assert actual == pytest.approx([16 / 15, 27 / 15], abs=1e-12)
-    actual = explain(net, inputs, max_channels=1)
-    assert actual == pytest.approx([16 / 15, 0], abs=1e-12)
-    # All of them: w = [2 4 9] / 15.
-    actual = explain(net, inputs, max_channels=3)
-    assert actual == pytest.approx([16 / 15, 31 / 15], abs=1e-12)
+def squared(output):
+    return output.square()
+
+
+@pytest.mark.parametrize(
+    "max_channels, weights",
+    [
+        # 13^2, 11^2 and 6^2 without a channel: the lost shares of 225.
+        (None, [56, 104, 189]),
+        (3, [56, 104, 189]),
+        # Channels 2 and 3, and 2 (4 * 104 + 9 * 189) / (4^2 + 9^2) for channel 1.
+        (2, [2 * 2117 / 97, 104, 189]),
+        # Channel 3, of which each unit of the effects has 189 / 9 = 21.
+        (1, [2 * 21, 4 * 21, 189]),
+    ],
+)
+@pytest.mark.parametrize("scale", [1, 1e-170, 1e170])
+def test_max_channels_ablates_what_matters_most_and_predicts_the_others(
+    max_channels, weights, scale
+):
+    # The output is 2 + 4 + 9 = 15, y = 225, and the first-order effects are [2 4 9]: by
+    # the deviations of 1, 2 and 3/2 they are [2 8 13.5].
+    net = Weighed([[scale, scale], [scale, scale], [3 * scale, 3 * scale]])
+    actual = explain(
+        net,
+        example([0, 2], [4, 0], [0, 3]),
+        max_channels=max_channels,
+        score_func=lambda output: (output / scale).square(),
+    )
+    first, second, third = (weight / 225 for weight in weights)
+    expected = [4 * second, 2 * first + 3 * third]
+    assert actual == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_deviation_decides_where_the_effects_are_equal():
+    # The effects are [2 -2 3], and the deviations [1 0.5 0.5]: [2 1 1.5]. The output
+    # is 3, y = 9, and 1 without channel 1: 8/9 for an effect of 2, 4/9 for one.
+    net, inputs = Weighed([[1, 1], [-1, -1], [1, 1]]), example(
+        [0, 2], [1.5, 0.5], [1, 2]
+    )
+    actual = explain(net, inputs, max_channels=1, score_func=squared)
+    w = [8 / 9, -8 / 9, 12 / 9]
+    expected = [-1.5 * 8 / 9 + w[2], 2 * w[0] + 0.5 * w[1] + 2 * w[2]]
+    assert actual == pytest.approx(expected, abs=1e-12)
+
+
+def test_effects_of_zero_predict_nothing():
+    # The gradients are 0 * A, and channel 1 is ablated: its share of 0 is known.
+    net = Weighed([[0, 0], [0, 0]], bias=3.0)
+    with pytest.warns(UserWarning, match="are constant"):
+        assert explain(net, example([1, 2], [3, 0]), max_channels=1) == [0, 0]
 
 
 @may_be_constant
-def test_a_single_position_has_a_weight_but_no_variance():
+@pytest.mark.parametrize("max_channels", [None, 1])
+def test_a_single_position_has_a_weight_but_no_variance(max_channels):
     # y = 2 + 12 = 14, w = [1/7 6/7], L = 1/7 * 2 + 6/7 * 4.
     net, inputs = Weighed([[[1]], [[3]]]), example([[2]], [[4]])
-    assert explain(net, inputs) == [[pytest.approx(26 / 7)]]
-    assert explain(net, inputs, max_channels=1) == [[0]]
+    actual = explain(net, inputs, max_channels=max_channels)
+    assert actual == [[pytest.approx(26 / 7)]]
 
 
 def examples_seen(inputs, **options):
@@ -108,9 +148,10 @@ def test_a_channel_of_zeros_costs_no_pass():
     two = torch.cat([example([1, 2], [3, 3], [4, 0]), example([1, 2], [0, 0], [4, 0])])
     # Activations and scores of two examples, 3 and 2 channels.
     assert examples_seen(two) == 2 + 2 + 3 + 2
-    # max_channels only counts the active channels: 2 of each example.
-    assert examples_seen(two, max_channels=3) == 2 + 2 + 2 + 2
-    assert examples_seen(two, max_channels=1) == 2 + 2 + 1 + 1
+    # For the effects the batch goes once more.
+    assert examples_seen(two, max_channels=3) == 2 + 2 + 2 + 3 + 2
+    assert examples_seen(two, max_channels=2) == 2 + 2 + 2 + 2 + 2
+    assert examples_seen(two, max_channels=1) == 2 + 2 + 2 + 1 + 1
     assert examples_seen(0 * two) == 2 + 2
 
 

@@ -67,14 +67,6 @@ def test_theta_100_keeps_the_largest_entry():
     assert explain(NET, INPUTS, theta=100) == expected
 
 
-def test_max_channels_chooses_the_channels_of_the_region_map():
-    # [16 0 0] varies most, and alone is R: R' = [1 0 0], b_r = c. At theta 100 G' = [0
-    # 1 0] and b_g = 4c: w = [4 1] / 5, U = U' * 4/5 = [1 4 0] / 5. b_u = c/4 + 4c, v =
-    # [17 4] / 21.
-    expected = joined([17 / 84, 17 / 21, 0], [4 / 21, 0, 0])
-    assert explain(NET, INPUTS, theta=100, max_channels=1) == expected
-
-
 def fuse(weights, gradient_map, region_map, bias=5.0):
     """The map for parts that return these maps, of an image of ones."""
     net = Weighed([weights], bias)

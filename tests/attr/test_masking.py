@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from nets import Case, Counted, Weighed, example
+from nets import Case, Counted
 from torch import nn
 
 from captum_unioncam import (
     ISCAM,
     SSCAM,
-    DenoisedGradCAM,
     FusionCAM,
     GroupCAM,
     UnionCAM,
@@ -56,56 +55,6 @@ def test_a_constant_channel_costs_no_pass(
     # The activations of 3 examples, and 4 active channels of each.
     passes = 3 + masked_passes(channel_masking_method, 3, 3 * channels)
     assert counted.examples == passes
-
-
-def only(channels):
-    """Returns a ``reshape_transform`` that leaves a layer some of its channels."""
-
-    def transform(activations):
-        return activations[:, channels]
-
-    return transform
-
-
-def parts_of(method, net):
-    """Returns parts whose gradient map is of all channels, with any transform."""
-    if method not in (UnionCAM, FusionCAM):
-        return {}
-    return {"gradient_cam": DenoisedGradCAM(net, net.layer)}
-
-
-@pytest.mark.parametrize("max_channels", [1, 2, 3, 99])
-def test_max_channels_chooses_the_channels_of_largest_variance(
-    max_channels_method, max_channels
-):
-    # The map is that of a layer that has only those channels.
-    net, inputs = Case(signed=True).build(1, constant_channel=True)
-    parts = parts_of(max_channels_method, net)
-    cam = max_channels_method(net, net.layer, **parts)
-    actual = cam.attribute(inputs, target=0, max_channels=max_channels)
-    activations = net.layer(net.second(torch.tanh(net.first(inputs)))).detach()
-    best = activations.flatten(2).var(2).argsort(1, descending=True)  # (N, K)
-    best = best[:, : min(max_channels, 4)]  # the constant channel is last
-    for i, channels in enumerate(best):
-        cam = max_channels_method(
-            net, net.layer, reshape_transform=only(channels.sort().values), **parts
-        )
-        expected = cam.attribute(inputs[i : i + 1], target=0)
-        assert torch.allclose(actual[i], expected[0], rtol=0, atol=1e-9)
-    if max_channels < 4:  # the examples differ in their channels, and it matters
-        assert len({frozenset(channels.tolist()) for channels in best}) > 1
-        every = max_channels_method(net, net.layer, **parts).attribute(inputs, target=0)
-        assert not torch.allclose(actual, every, atol=1e-4)
-
-
-def test_max_channels_prefers_the_first_of_equal_channels(max_channels_method):
-    net = Weighed([[3, 1, 2], [1, 1, 1], [2, 5, 1]])
-    inputs = example([0, 1, 0], [0, 5, 0], [5, 0, 0])
-    parts = parts_of(max_channels_method, net)
-    cam = max_channels_method(net, net.layer, **parts)
-    actual = cam.attribute(inputs, max_channels=1)
-    cam = max_channels_method(net, net.layer, reshape_transform=only([1]), **parts)
-    assert torch.allclose(actual, cam.attribute(inputs), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -21,23 +21,11 @@ def test_hand_worked_example():
     assert actual[0, 0].tolist() == pytest.approx([3, 0.5, 0.25], abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    "max_channels, expected",
-    [
-        # The scores ln 2 + 7 and ln 5 + 7, less f(black) = 7, and 0 for the constant
-        # channel: the softmax is [2 5 1] / 8, and L = (2 [0 2 1] + 5 [4 0 0] + [1 1 1])
-        # / 8.
-        (None, [21 / 8, 5 / 8, 3 / 8]),
-        # Of the active ones alone, [2 5] / 7.
-        (3, [20 / 7, 4 / 7, 2 / 7]),
-        (2, [20 / 7, 4 / 7, 2 / 7]),
-        # The variances are 2/3 and 32/9.
-        (1, [4, 0, 0]),
-    ],
-)
-def test_a_constant_channel_has_no_increase_and_a_weight_unless_channels_are_chosen(
-    max_channels, expected
-):
+@pytest.mark.parametrize("max_channels", [None, 3, 2])
+def test_a_constant_channel_has_no_increase_and_a_weight(max_channels):
+    # The scores ln 2 + 7 and ln 5 + 7, less f(black) = 7, and 0 for the constant
+    # channel: the softmax is [2 5 1] / 8. L = (2 [0 2 1] + 5 [4 0 0] + [1 1 1]) / 8.
+    expected = [21 / 8, 5 / 8, 3 / 8]
     net = Weighed([[0, LN2 / 2, 0], [LN5 / 4, 0, 0], [0, 0, 0]], bias=7.0)
     inputs = example([0, 2, 1], [4, 0, 0], [1, 1, 1])
     actual = ScoreCAM(net, net.layer).attribute(inputs, max_channels=max_channels)
@@ -68,9 +56,9 @@ def test_huge_increases_leave_the_best_channel():
 @pytest.mark.filterwarnings("ignore:.* are constant")
 @pytest.mark.parametrize("method", [ScoreCAM, SSCAM, ISCAM])
 def test_channels_of_a_single_position_are_all_constant_and_weigh_alike(method):
-    # L = ReLU((2 + 4 - 3) / 3). None is active, so none can be chosen.
+    # L = ReLU((2 + 4 - 3) / 3). None is active, and their score is known.
     net = Weighed([[[1]], [[2]], [[3]]])
     inputs = example([[2]], [[4]], [[-3]])
     cam = method(net, net.layer)
     assert cam.attribute(inputs).item() == pytest.approx(1, abs=1e-12)
-    assert cam.attribute(inputs, max_channels=2).tolist() == [[[[0]]]]
+    assert cam.attribute(inputs, max_channels=2).item() == pytest.approx(1, abs=1e-12)

@@ -240,8 +240,10 @@ def test_refuses_parts_of_several_channels(two_part_method, name):
         ({"theta": 20}, "gradient_cam"),
         ({"grad_kwargs": {"retain_graph": True}}, "gradient_cam"),
         ({"max_channels": 2}, "region_cam"),
+        ({"fidelity": 0.9}, "region_cam"),
+        ({"fidelity": 0.0}, "region_cam"),
     ],
-    ids=["theta", "grad_kwargs", "max_channels"],
+    ids=["theta", "grad_kwargs", "max_channels", "fidelity", "no fidelity"],
 )
 def test_refuses_the_options_of_a_replaced_part(two_part_method, option, part):
     net, inputs = Case().build(0)
