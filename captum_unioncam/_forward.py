@@ -82,7 +82,7 @@ class ModelCall:
     def scored_by(self, scoring_func: Callable[..., Any] | None) -> "ModelCall":
         """Returns this call with a scoring function instead of the model, if given."""
         return ModelCall(
-            scoring_func or self.forward_func,
+            self.forward_func if scoring_func is None else scoring_func,
             self.inputs,
             self.target,
             self.additional_forward_args,

@@ -268,7 +268,7 @@ def eager() -> AbstractContextManager[Any]:
 
 @contextmanager
 def _naming_layer() -> Iterator[None]:
-    """Names the layer where Captum asserts that it has tensors."""
+    """Names the layer where Captum or autograd do not say what its tensors lack."""
     try:
         yield
     except AssertionError as error:
@@ -277,4 +277,11 @@ def _naming_layer() -> Iterator[None]:
         raise TypeError(
             "`layer` must have a tensor, or a tuple of tensors; this one has something "
             "else, such as a dict: choose a layer inside of it."
+        ) from error
+    except RuntimeError as error:
+        if "differentiated Tensors does not require grad" not in f"{error}":
+            raise
+        raise TypeError(
+            "`layer` must have activations that have gradients, got integers or "
+            "quantized ones; choose another layer, or a method without gradients."
         ) from error

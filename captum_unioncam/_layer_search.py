@@ -40,7 +40,6 @@ class _Seen:
 
     makers: list[tuple[str, int]]  # modules that return it, in which run
     other: str | None  # a module that later returns something else, not pooled
-    means: tuple[Tensor, Tensor] | None = None  # of a signed one, and of its ReLU
     rectified_later: bool = False  # whether a later module reads the ReLU's
 
 
@@ -51,6 +50,7 @@ class _Trace:
     rows: int
     sizes: list[tuple[int, ...]]  # spatial sizes of the inputs
     tensor: Tensor | None = None  # of the last activation
+    signed: Tensor | None = None  # a copy of it, if it has negative values
     pooled: Tensor | None = None
     seen: list[_Seen] = field(default_factory=lambda: [_Seen([], None)])
     before_head: tuple[int, int] | None = None  # activations then, and head's channels
@@ -78,13 +78,21 @@ class _Trace:
                 self._see_tensor(name, module, tensor)
 
     def _see_input(self, tensor: Tensor) -> None:
-        """Records whether a module reads the pooled ReLU of the last activation."""
-        seen = self.seen[-1]
-        if seen.means is not None and tensor.numel() == seen.means[0].numel():
-            mean, rectified = seen.means  # (N, K) each
-            values = tensor.detach().reshape(mean.shape)
-            if _equal(rectified, values) and not _equal(mean, values):
-                seen.rectified_later = True
+        """Records whether a module reads the ReLU of the last activation, or its mean.
+
+        It is what a functional ReLU between the two leaves.
+        """
+        if self.signed is None or tensor is self.tensor:  # a module in place
+            return
+        rectified, dims = self.signed.relu(), spatial_dims(self.signed)
+        for known, relu in (
+            (self.signed, rectified),
+            (self.signed.mean(dims), rectified.mean(dims)),
+        ):
+            if tensor.numel() == known.numel():
+                values = tensor.detach().reshape(known.shape)
+                if _equal(relu, values) and not _equal(known, values):
+                    self.seen[-1].rectified_later = True
 
     def _see_tensor(self, name: str, module: Module, tensor: Tensor) -> None:
         maker = (name, self.runs[name])
@@ -94,15 +102,14 @@ class _Trace:
             return
         if tensor is self.tensor:
             self.seen[-1].makers.append(maker)
-            # An operation in place may have changed its values.
-            self.seen[-1].means = _means(tensor)
+            self.signed = _signed(tensor)  # an operation in place may have changed it
         elif _is_channels_last(module, tensor) or not self._is_spatial(tensor):
             self.seen[-1].other = name
         else:
             # Along one direction, it cannot be told from tokens that came before.
             other = self.seen[-1].other if tensor.dim() == 3 else None
-            self.tensor = tensor
-            self.seen.append(_Seen([maker], other, _means(tensor)))
+            self.tensor, self.signed = tensor, _signed(tensor)
+            self.seen.append(_Seen([maker], other))
 
     def _is_spatial(self, tensor: Tensor) -> bool:
         return (
@@ -160,13 +167,11 @@ def _has_positions(tensor: Tensor) -> bool:
     return tensor.dim() > 2 and len(tensor) > 0 and tensor[0, 0].numel() > 1
 
 
-def _means(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Returns the mean of each channel and of its ReLU, (N, K) each, if they differ."""
-    values = at_least_float32(tensor.detach())
-    if not values.is_floating_point() or not bool((values < 0).any()):
+def _signed(tensor: Tensor) -> Tensor | None:
+    """Returns a copy of real activations with negative values, else None."""
+    if not tensor.is_floating_point() or not bool((tensor < 0).any()):
         return None
-    dims = spatial_dims(values)
-    return values.mean(dims), values.relu().mean(dims)
+    return at_least_float32(tensor.detach()).clone()
 
 
 def last_spatial_layer(

@@ -5,6 +5,7 @@ operation treats each of the N x K maps on its own, so a result never depends on
 other examples of a batch.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -149,4 +150,7 @@ def blend(inputs: Tensor, masks: Tensor, baselines: Tensor) -> Tensor:
     if inputs.dtype == torch.bool:
         return blended >= 0.5
     bounds = torch.iinfo(inputs.dtype)  # a cast would wrap what leaves them
-    return blended.round().clamp(bounds.min, bounds.max).to(inputs.dtype)
+    largest = float(bounds.max)
+    if largest > bounds.max:  # int64, whose largest number no float is
+        largest = math.nextafter(largest, 0)
+    return blended.round().clamp(bounds.min, largest).to(inputs.dtype)

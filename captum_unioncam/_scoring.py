@@ -5,6 +5,7 @@ through the model in chunks, and only scores are kept: memory depends on the siz
 chunk, not on the number of maps.
 """
 
+import re
 from abc import ABC
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -337,13 +338,13 @@ def _naming_scalars(call: ModelCall) -> Iterator[None]:
     """Names an argument of one element that was repeated where a number was meant."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # of Tensor.item, of float(tensor)
         single = [
             arg
             for arg in call.additional_forward_args or ()
             if isinstance(arg, Tensor) and arg.shape[:1] == (1,) and arg.numel() == 1
         ]
-        if "cannot be converted to Scalar" not in f"{error}" or not single:
+        if not single or not re.search("converted to (Python s|S)calar", f"{error}"):
             raise
         raise ValueError(
             "`additional_forward_args` has a tensor of one element for one example, "

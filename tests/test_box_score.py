@@ -215,3 +215,23 @@ def test_a_detector_of_another_form_is_refused():
     score = BoxScore(lambda images: [{"boxes": torch.zeros(0, 4)}])
     with pytest.raises(TypeError, match=r"got \['boxes'\] of a dict; wrap it"):
         score(torch.zeros(1, 3, 8, 8), torch.zeros(1, 4), torch.zeros(1).long())
+
+
+class Found:
+    """The detections of an image, as an object."""
+
+    def __init__(self, boxes, labels, scores):
+        self.boxes, self.labels, self.scores = boxes, labels, scores
+
+
+def test_a_detector_of_objects_is_one_of_dicts():
+    detector = Detector(([BOX, HALF], [1, 1], [0.5, 0.9]), ([FAR], [1], [0.7]))
+    inputs = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    boxes, labels = torch.tensor([BOX, FAR]), torch.tensor([1, 1])
+    expected = BoxScore(detector)(inputs, boxes, labels)
+
+    class OfObjects(nn.Module):
+        def forward(self, x):
+            return [Found(**found) for found in detector(x)]
+
+    assert torch.equal(BoxScore(OfObjects())(inputs, boxes, labels), expected)

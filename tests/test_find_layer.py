@@ -320,70 +320,6 @@ def test_the_layer_is_explained_as_it_is_found():
     assert maps.shape == (2, 1, 8, 8)
 
 
-# Nothing of the model changes
-
-
-def test_modes_and_buffers_of_a_model_in_train_mode_stay():
-    net = named(
-        conv=conv(),
-        norm=nn.BatchNorm2d(4),
-        relu=nn.ReLU(),
-        head=pooled(nn.Linear(4, 2)),
-    )
-    net.train()
-    net.norm.eval()
-    net.relu.eval()
-    before = [module.training for module in net.modules()]
-    assert name_of(net, images()) == "relu"
-    assert [module.training for module in net.modules()] == before
-
-    net.train()
-    state = copy.deepcopy(net.state_dict())
-    assert name_of(net, images()) == "relu"
-    assert all(module.training for module in net.modules())
-    for name, value in net.state_dict().items():
-        assert torch.equal(value, state[name]), name
-
-
-def test_the_inputs_stay_where_the_model_changes_them_in_place():
-    net = named(relu=nn.ReLU(inplace=True), conv=conv(), head=pooled(nn.Linear(4, 2)))
-    inputs = images() - 0.5
-    before = inputs.clone()
-    assert name_of(net, inputs) == "conv"
-    assert torch.equal(inputs, before)
-
-
-def test_gradients_and_parameters_stay():
-    net = named(conv=conv(), relu=nn.ReLU(), head=pooled(nn.Linear(4, 2)))
-    inputs = images().requires_grad_()
-    with torch.enable_grad():
-        find_layer(net, inputs)
-        assert torch.is_grad_enabled()
-    assert inputs.grad is None
-    assert all(parameter.grad is None for parameter in net.parameters())
-    assert all(parameter.requires_grad for parameter in net.parameters())
-
-
-def test_no_hooks_stay_behind():
-    net = named(conv=conv(), relu=nn.ReLU(), head=pooled(nn.Linear(4, 2)))
-    own = net.conv.register_forward_hook(lambda *call: None)
-    find_layer(net, images())
-    assert hooks(net) == 1
-    with pytest.raises(RuntimeError, match="shape|size|channels"):
-        find_layer(net, images(channels=5))
-    assert hooks(net) == 1
-    own.remove()
-
-    def explode(net, x):
-        net.layer(x)
-        raise KeyError("lost")
-
-    net = Net(explode, layer=conv())
-    with pytest.raises(KeyError, match="lost"):
-        find_layer(net, images())
-    assert hooks(net) == 0
-
-
 def test_the_model_runs_three_times():
     calls = []
 
@@ -448,17 +384,3 @@ def test_a_convolution_may_be_called_by_keyword():
 
     net = ByKeyword()
     assert find_layer(net, images(side=8)) is net.point
-
-
-def test_additional_arguments_stay():
-    class Adds(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
-
-        def forward(self, x, bias):
-            return self.fc(self.conv(x).mean((2, 3))) + bias.add_(1)
-
-    bias, net = torch.zeros(2), Adds()
-    assert find_layer(net, images(side=8), bias) is net.conv
-    assert not bias.any()

@@ -234,3 +234,13 @@ def test_tokens_that_come_before_the_batch_may_be_moved():
         moved = cam(net, "layer", reshape_transform=to_maps).attribute(inputs, target=1)
         expected = cam(plain, "0").attribute(inputs, target=1)
         assert torch.allclose(moved, expected, atol=1e-6), cam
+
+
+@pytest.mark.parametrize("layer", [(64, 64, 16), (64, 64, 32)])
+def test_a_layer_that_may_be_either_is_named_and_not_refused(layer):
+    """Strides of (1, 4) make 64 x 16 of 64 x 64, as channels in the last place do."""
+    net = Shape(*layer)
+    image = torch.rand(1, 3, 64, 64)
+    with pytest.warns(UserWarning, match="its second dimension is taken for the chan"):
+        maps = GradCAM(net, "layer").attribute(image, target=0)
+    assert maps.shape == (1, 1, *layer[1:])

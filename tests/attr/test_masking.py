@@ -10,8 +10,11 @@ from captum_unioncam import (
     SSCAM,
     FusionCAM,
     GroupCAM,
+    RegionCAM,
     UnionCAM,
 )
+from captum_unioncam._maps import blend
+from captum_unioncam.attr._masking_cam import channels_to_score
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are constant")
 
@@ -129,3 +132,64 @@ def test_refuses_inputs_that_have_not_the_layers_rank(masking_method):
     message = r"`inputs` must hold a tensor of the layer's rank, 3, .* \[\(2, 8\)\]"
     with pytest.raises(ValueError, match=message):
         masking_method(net, net.layer).attribute(torch.ones(2, 8, dtype=int), target=0)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20, 1e30])
+def test_max_channels_chooses_the_same_channels_at_any_scale(
+    max_channels_method, scale
+):
+    """Squares of 1e20 are beyond float32's range, and those of 1e-25 are zero."""
+    net, inputs = Case(signed=True).build(1)
+    net, inputs = net.float(), inputs.float()
+    chosen = {}
+    for factor in (1, scale):
+
+        def transform(activations, factor=factor):
+            return activations * factor
+
+        cam = RegionCAM(net, net.layer, reshape_transform=transform)
+        # Region weights are scores of masks, which have no scale.
+        chosen[factor] = cam.attribute(inputs, target=0, max_channels=2)
+    expected = chosen[1].double()
+    torch.testing.assert_close(
+        chosen[scale].double() / scale, expected, rtol=1e-4, atol=1e-6
+    )
+    activations = torch.rand(2, 6, 4, 4) * scale
+    for count in (1, 3):
+        picked = channels_to_score(activations, count)
+        assert torch.equal(picked, channels_to_score(activations / scale, count))
+        assert picked.sum(1).tolist() == [count, count]
+
+
+# Integer images
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
+@pytest.mark.parametrize("baseline", [-1e3, 300, 1e12])
+def test_integer_images_stay_in_the_range_of_their_type(dtype, baseline):
+    bounds = torch.iinfo(dtype)
+    images = torch.tensor([[bounds.min, 7, bounds.max]], dtype=dtype)[:, None]
+    masks = torch.tensor([[1.0, 0, 1]])[:, None]
+    shown = blend(images, masks, torch.full((1, 1, 1), float(baseline)))
+    assert shown.dtype == dtype
+    low, hidden, high = shown.flatten().tolist()
+    assert low == bounds.min
+    # float32 holds the baseline, and float64 no larger number of int64.
+    assert hidden == pytest.approx(min(max(baseline, bounds.min), bounds.max), rel=1e-6)
+    assert bounds.max - 1024 <= high <= bounds.max
+
+
+def test_a_model_sees_no_integer_that_wraps(masking_method):
+    net, images = Case().build(0)
+    images = (255 * images).to(torch.uint8)
+    seen = []
+
+    def model(batch):
+        seen.append(batch)
+        return net(batch.double() / 255)
+
+    masking_method(model, net.layer).attribute(images, target=1, baselines=300)
+    hidden = seen[1][len(images) :]  # after the whole examples
+    assert hidden.dtype == torch.uint8 and (hidden == 255).all()
+    # Between the image and 255, where a wrap would go below the image.
+    assert all((batch >= images.amin()).all() for batch in seen)

@@ -1,13 +1,21 @@
 """The parts of UnionCAM and FusionCAM that a user may replace."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerActivation, LayerGradCam
+from captum.attr import (
+    LayerActivation,
+    LayerAttribution,
+    LayerGradCam,
+    PerturbationAttribution,
+)
 from nets import Case, Counted, ThreeInputs, TwoTensors, example
 from reference import Model
 from reference_family import fusion_cam
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from captum_unioncam import (
     DenoisedGradCAM,
@@ -253,3 +261,140 @@ def test_refuses_the_options_of_a_replaced_part(two_part_method, option, part):
     with pytest.raises(ValueError, match=message):
         cam.attribute(inputs, target=0, **option)
     assert not counted.sizes
+
+
+# What a part shares with its union
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"baselines": 0.5},
+        {"baselines": torch.rand(3, 2, 7, 7, dtype=torch.float64)},
+        {"score_func": torch.sigmoid},
+        {"score_func": torch.sigmoid, "baselines": (1.0,)},
+    ],
+    ids=["number", "images", "score_func", "both"],
+)
+def test_the_default_region_part_passed_explicitly_changes_nothing(
+    two_part_method, options
+):
+    net, inputs = Case(signed=True).build(1)
+    region = {UnionCAM: RegionCAM, FusionCAM: ScoreCAM}[two_part_method]
+    plain = two_part_method(net, net.layer)
+    replaced = two_part_method(net, net.layer, region_cam=region(net, net.layer))
+    expected = plain.attribute(inputs, target=2, **options)
+    maps = replaced.attribute(inputs, target=2, **options)
+    if two_part_method is UnionCAM:  # FusionCAM's own weights differ from ScoreCAM's
+        assert torch.equal(maps, expected)
+    else:
+        without = replaced.attribute(inputs, target=2)
+        assert not torch.allclose(maps, without, atol=1e-3)
+
+
+class Occlusions(LayerAttribution, PerturbationAttribution):
+    """Perturbs the inputs in its own way, which no option changes."""
+
+    def attribute(
+        self,
+        inputs,
+        target=None,
+        additional_forward_args=None,
+        attribute_to_layer_input=False,
+    ):
+        raise AssertionError("it ran")
+
+
+@either_part
+@pytest.mark.parametrize("option", ["baselines", "score_func"])
+def test_a_part_that_cannot_share_an_option_is_refused(two_part_method, name, option):
+    net, inputs = Case().build(0)
+    cam = two_part_method(net, net.layer, **{name: Occlusions(net, net.layer)})
+    value = {"baselines": 0.5, "score_func": torch.sigmoid}[option]
+    with pytest.raises(
+        ValueError, match=f"`{option}` is not an option of the `{name}`"
+    ):
+        cam.attribute(inputs, target=2, **{option: value})
+
+
+@either_part
+def test_a_part_without_scores_needs_no_option(two_part_method, name):
+    net, inputs = Case(signed=True).build(1)
+    cam = two_part_method(net, net.layer, **{name: LayerGradCam(net, net.layer)})
+    options = {"baselines": 0.5, "score_func": torch.sigmoid}
+    assert cam.attribute(inputs, target=2, **options).isfinite().all()
+
+
+# Gradients that are zero
+
+
+def rounded(maps):
+    return maps.round(decimals=3)
+
+
+def checkpointed(maps):
+    return checkpoint(lambda values: values * 2, maps.detach(), use_reentrant=True)
+
+
+NO_GRADIENTS = {"detach": torch.detach, "round": rounded, "checkpoint": checkpointed}
+
+
+class Cut(nn.Module):
+    """Cuts the gradients of some examples between the layer and the head."""
+
+    def __init__(self, net, cut, examples):
+        super().__init__()
+        self.net, self.layer, self.cut = net, net.layer, cut
+        self.examples = examples
+
+    def forward(self, image):
+        maps = self.layer(self.net.second(torch.tanh(self.net.first(image))))
+        if len(image) == 3:
+            chosen = self.examples.view(-1, 1, 1, 1)
+            maps = torch.where(chosen, self.cut(maps), maps)
+        return self.net.head(4 * maps.flatten(1))
+
+
+@pytest.mark.parametrize("cut", NO_GRADIENTS)
+@pytest.mark.parametrize("examples", [[0, 1, 2], [1]])
+@pytest.mark.filterwarnings("ignore:.*use_reentrant")
+@pytest.mark.filterwarnings("ignore:.*None of the inputs have requires_grad")
+def test_zero_gradients_are_named(two_part_method, cut, examples):
+    net, inputs = Case().build(0)
+    chosen = torch.tensor([example in examples for example in range(3)])
+    model = Cut(net, NO_GRADIENTS[cut], chosen)
+    cam = two_part_method(model, model.layer)
+    message = rf"{re.escape(str(examples))} are made without the gradient map: all grad"
+    with pytest.warns(UserWarning, match=message) as seen:
+        cam.attribute(inputs, target=2)
+    (warning,) = [w for w in seen if "gradient map" in str(w.message)]
+    assert warning.filename == __file__
+
+
+def test_gradients_that_are_there_give_no_warning(two_part_method, recwarn):
+    net, inputs = Case().build(0)
+    two_part_method(net, net.layer).attribute(inputs, target=2)
+    assert not [w for w in recwarn if "gradient map" in str(w.message)]
+
+
+# Details
+
+
+def test_details_keep_no_graph():
+    net, inputs = Case(signed=True).build(1)
+
+    def forward_func(image):
+        with torch.enable_grad():
+            return net(image)
+
+    def score_func(output):
+        with torch.enable_grad():
+            return output.sigmoid()
+
+    for options in ({}, {"score_func": score_func}):
+        maps, details = UnionCAM(forward_func, net.layer).attribute(
+            inputs, target=2, return_details=True, **options
+        )
+        assert not maps.requires_grad
+        for name, value in vars(details).items():
+            assert not value.requires_grad and value.grad_fn is None, name

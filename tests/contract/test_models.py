@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from contract.shared import (
@@ -11,20 +12,26 @@ from contract.shared import (
     GRADIENT,
     LAYER_SIZE,
     PERTURBING,
+    REPLACING,
     SCALED,
     TARGETS,
     Call,
+    ManyInputsNet,
     assert_same_maps,
     degenerate_maps_allowed,
     doubtful_scores_allowed,
     every_method,
+    gradient_method,
     make_images,
     make_net,
+    many_inputs,
     output_and_input,
     perturbing_method,
     seeded,
 )
 from torch import nn
+
+from captum_unioncam import GroupCAM
 
 pytestmark = CONTRACT_MARKS
 
@@ -237,3 +244,132 @@ def test_the_last_run_counts_where_a_model_views_its_activations(method, images)
     _, without_view = repeated_and_apart(runs=1)
     expected = method(without_view, without_view.relu).attribute(images, 1)
     assert_same_maps(maps, expected)
+
+
+# What the inputs need not do
+
+
+def of_numpy(images):
+    """A preprocessing that no tensor of a graph goes through."""
+    return torch.from_numpy(np.array(images.numpy()))
+
+
+@every_method
+def test_preprocessing_in_numpy_works(method, net, images):
+    expected = method(net, net.relu).attribute(images, target=1)
+    cam = method(lambda batch: net(of_numpy(batch)), net.relu)
+    assert torch.equal(cam.attribute(images, target=1), expected)
+
+
+@gradient_method
+def test_frozen_layers_before_the_layer_are_not_stored_for_backward(method, images):
+    stored = []
+
+    def pack(tensor):
+        stored.append(tensor)
+        return tensor
+
+    def bytes_stored(frozen):
+        net = make_net()
+        net.requires_grad_(not frozen)
+        stored.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+            method(net, net.tanh).attribute(images, target=1)
+        weights = {p.data_ptr() for p in net.parameters()}
+        kept = {t.data_ptr(): t.nbytes for t in stored if t.data_ptr() not in weights}
+        return sum(kept.values())
+
+    # The images, two activations and the layer, or what comes after the layer alone.
+    assert bytes_stored(frozen=True) < 0.3 * bytes_stored(frozen=False)
+
+
+# Numbers, arguments and layers of other kinds
+
+
+class OfComplex(nn.Module):
+    """A net of the parts of complex images, (N, 3, 9, 8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = make_net()
+
+    def forward(self, images):
+        return self.net(images.real + images.imag)
+
+
+@every_method
+def test_complex_images_are_explained(method, images):
+    net = OfComplex()
+    expected = method(net.net, net.net.relu).attribute(images, target=1)
+    maps = method(net, net.net.relu).attribute(images + 0j, target=1)
+    assert maps.dtype == images.dtype
+    if method is not GroupCAM:  # which blurs real images only
+        assert_same_maps(maps, expected)
+
+
+@every_method
+def test_complex_layers_are_refused(method, images):
+    net = make_net(after_layer=Call(lambda maps: torch.view_as_real(maps)[..., 0]))
+    net.relu = Call(lambda maps: torch.complex(maps.relu(), maps))
+    with pytest.raises(
+        TypeError, match="real activations, got complex ones .*torch.ab"
+    ):
+        method(net, net.relu).attribute(images, target=1)
+    if method in GRADIENT:
+        return
+    plain = make_net()
+    cam = method(net, net.relu, reshape_transform=lambda maps: maps.real)
+    expected = method(plain, plain.relu).attribute(images, target=1)
+    if method not in REPLACING:  # which put entries back
+        assert_same_maps(cam.attribute(images, target=1), expected)
+
+
+@every_method
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+def test_quantised_layers_are_refused(method, images):
+    def quantised(maps):
+        return torch.quantize_per_tensor(maps.float(), 0.1, 0, torch.quint8)
+
+    net = make_net(after_layer=Call(lambda maps: maps.dequantize().double()))
+    net.relu = Call(quantised)
+    with pytest.raises(TypeError, match="`layer` must have .* quantized ones"):
+        method(net, net.relu).attribute(images, target=1)
+
+
+@every_method
+def test_a_constant_among_the_inputs_is_refused(method, images):
+    net = ManyInputsNet()
+    first, large, vector = many_inputs()
+    message = r"`inputs` must all have one row .*\(1, 7\).*additional_forward_args"
+    with pytest.raises(ValueError, match=message):
+        method(net, net.net.relu).attribute((first, large, vector[:1]), target=1)
+    with pytest.raises(ValueError, match=message.replace("(1, 7", "(")):
+        method(net, net.net.relu).attribute((first, large, vector[0, 0]), target=1)
+
+
+@perturbing_method
+def test_a_number_in_a_tensor_for_one_example_is_named(method, net, images):
+    """It looks like a row of the example, and is repeated with it."""
+
+    def model(batch, gain):
+        return net(batch) * float(gain)
+
+    cam = method(model, net.relu)
+    gain = torch.tensor([2.0])
+    with pytest.raises(
+        ValueError, match="`additional_forward_args` has a tensor of on"
+    ):
+        cam.attribute(images[:1], 1, gain)
+    expected = cam.attribute(images[:1], 1, 2.0)
+    assert torch.equal(cam.attribute(images[:1], 1, gain[0]), expected)
+
+
+@every_method
+def test_a_layer_may_be_assigned_by_name(method, net, images):
+    cam = method(net, net.relu)
+    cam.layer = "tanh"
+    expected = method(net, net.tanh).attribute(images, target=1)
+    assert torch.equal(cam.attribute(images, target=1), expected)
+    cam.layer = "tan"
+    with pytest.raises(ValueError, match="no layer 'tan'; did you mean 'tanh'"):
+        cam.attribute(images, target=1)

@@ -11,6 +11,7 @@ from contract.shared import (
     CHANNELS,
     CONTRACT_MARKS,
     GRADIENT,
+    MASKING,
     TARGETS,
     ArgsNet,
     assert_same_states,
@@ -219,3 +220,18 @@ def test_two_runs_are_bitwise_equal(method, net, images):
     first, second = (cam.attribute(images, target=TARGETS) for _ in range(2))
     assert torch.equal(first, second)
     assert storage(first) != storage(second)
+
+
+@every_method
+def test_a_list_of_tensors_of_inference_mode_is_taken(method, net, images):
+    def model(batch, options):
+        return net(batch * options[0] * options[1]["gain"])
+
+    with torch.inference_mode():
+        gain = torch.full((1, 3, 1, 1), 1.5, dtype=torch.float64)
+        options = [gain, {"gain": gain.clone()}]
+        maps = method(model, net.relu).attribute(images, 1, (options,))
+    assert not maps.is_inference()
+    expected = method(net, net.relu).attribute(images * 2.25, 1)
+    if method not in MASKING:  # whose masks are on the inputs
+        torch.testing.assert_close(maps, expected)
