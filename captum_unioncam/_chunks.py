@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_unioncam._checks import warn_user
-
 # The sizes to try, from the first guess to its neighbours. A CPU is fastest with few
 # inputs, whose activations stay in its caches; an accelerator needs more to be busy.
 CPU_SIZES, CPU_GUESS = (2, 3, 4, 6, 8, 12, 16), 4
@@ -81,12 +79,8 @@ class ChunkSize:
         self._place, self._settled = best, True
 
     def halve(self, size: int) -> None:
-        """Settles on half of a size that did not fit the memory, and warns of it."""
+        """Settles on half of a size that did not fit the device's memory."""
         self._sizes, self._place, self._settled = [size // 2], 0, True
-        warn_user(
-            f"{size} perturbed inputs did not fit the device's memory together; "
-            f"continuing with {size // 2}. Pass `perturbations_per_eval` to choose."
-        )
 
 
 def chunk_size(

@@ -21,6 +21,7 @@ from captum_unioncam._checks import (
     check_callable,
     check_integer,
     check_number,
+    warn_user,
 )
 from captum_unioncam._chunks import chunk_size
 from captum_unioncam._confidence import (
@@ -148,7 +149,7 @@ class Scorer(ABC):
         A chunk that does not fit the device's memory is halved.
         """
         numbers = examples.tolist()  # nothing in the loop waits for the device
-        start = 0
+        start, too_many = 0, 0
         while start < len(numbers):
             chunk = slice(start, start + self._chunk.now)
             rows = examples[chunk]
@@ -167,8 +168,15 @@ class Scorer(ABC):
                 start += len(rows)
                 continue
             # The error's traceback, which held the chunk's tensors, is gone here.
+            too_many = max(too_many, len(rows))
             self._chunk.halve(len(rows))
             torch.cuda.empty_cache()
+        if too_many:
+            warn_user(
+                f"{too_many} perturbed inputs did not fit the device's memory "
+                f"together; continued with {self._chunk.now}. Pass a smaller "
+                "`perturbations_per_eval`."
+            )
 
     def _lay_out(self, layout: torch.memory_format) -> None:
         """Brings the images among the inputs into a memory format."""

@@ -186,7 +186,7 @@ def fidelity_of(activations, prediction, squared_error):
     return math.sqrt(size / total) if total > 0 else 1.0
 
 
-def channel_scores(score, activations, baseline, max_channels=None, fidelity=None):
+def channel_scores(score, activations, baseline, max_channels=None, fidelity=1.0):
     """The scores of all channels, those that were measured, and the fidelity.
 
     ``score`` is from a channel's number to its score.
@@ -197,7 +197,7 @@ def channel_scores(score, activations, baseline, max_channels=None, fidelity=Non
     known = []
     while True:
         total = min(most, len(known) + max(ROUND, len(known) // 8))
-        if len(active) == (most if fidelity is None else total):
+        if len(active) == (most if fidelity == 1 else total):
             for k in active:
                 scores[k] = score(k)
             return scores, active, 1.0
@@ -206,7 +206,7 @@ def channel_scores(score, activations, baseline, max_channels=None, fidelity=Non
             prediction = predict(activations, known, given, baseline)
             error = error_of(activations, prediction)(prediction.known)
             reached = fidelity_of(activations, prediction, error)
-            enough = fidelity is not None and len(known) >= FEWEST
+            enough = len(known) >= FEWEST
             if len(known) == most or (enough and reached >= fidelity):
                 for k in active:
                     scores[k] = prediction.scores[k]

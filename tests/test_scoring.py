@@ -9,7 +9,8 @@ from nets import Case
 
 from captum_unioncam._captum import progress_bar
 from captum_unioncam._forward import ModelCall
-from captum_unioncam._scoring import CPU_CHUNK, MaskScorer, ScoringOptions
+from captum_unioncam._chunks import CPU_GUESS
+from captum_unioncam._scoring import MaskScorer, ScoringOptions
 
 
 def scored(engine, maps, keep, bar=None):
@@ -39,7 +40,7 @@ def test_every_chunk_size_gives_the_same_scores(chunk):
     sizes.clear()
     with torch.no_grad():
         scores = scored(engine, maps, keep)
-    limit = CPU_CHUNK if chunk is None else 3 * chunk
+    limit = CPU_GUESS if chunk is None else 3 * chunk
     assert sum(sizes) == keep.sum() and max(sizes) <= limit
     assert all(size == min(limit, sum(sizes)) for size in sizes[:-1])
 

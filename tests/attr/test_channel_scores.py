@@ -43,7 +43,7 @@ def case(examples=3, channels=40):
     return activations, torch.sigmoid(activations.flatten(2) @ weights + 0.3 * noise)
 
 
-def run(activations, table, max_channels=None, fidelity=None, rows=slice(None)):
+def run(activations, table, max_channels=None, fidelity=1.0, rows=slice(None)):
     """Returns what is scored, and the engine that scored it."""
     scores = Scores(table, rows)
     activations = activations[rows]
