@@ -111,7 +111,7 @@ def test_images_are_masked_in_channels_last(baselines):
         keep = torch.ones(3, 2, dtype=torch.bool)
         scored(engine, torch.rand(3, 2, 4, 4), keep)
     # The first pass is in the caller's own format, for comparison.
-    assert seen == [False, True, True]
+    assert seen == [False, True, True, True, True]
     assert inputs.is_contiguous()
 
 
@@ -169,9 +169,9 @@ def test_out_of_memory_halves_the_chunk_and_loses_no_score(limit):
             scores.append(scored(engine, maps, keep))
     assert torch.allclose(*scores, rtol=0, atol=1e-12)
     (warning,) = seen
-    message = (
-        f"12 perturbed inputs did not fit .*; continued with {limit}. Pass a smaller"
-    )
+    # One input at a time does not even hold the pair of whole image and baseline.
+    size = {3: 12, 1: 2}[limit]
+    message = f"{size} perturbed inputs did not fit .*; continued with {limit}. Pass a"
     assert re.match(message, str(warning.message))
     assert sizes == ([3] * 6 + [1] if limit == 3 else [1] * 19)
 
@@ -189,7 +189,7 @@ def test_out_of_memory_for_a_single_mask_passes():
 
 
 def test_the_whole_examples_and_the_baselines_are_scored_together():
-    engine, sizes = scorer(3)
+    engine, sizes = scorer(3, perturbations_per_eval=2)
     assert sizes == [3, 6]  # the outputs, from which the scores are decided, and both
     net, inputs = Case().build(0, 3)
     for scores, images in (
