@@ -4,22 +4,24 @@
     python tests/benchmark.py speed --json speed.json
     python tests/benchmark.py speed --device cuda --json speed.json
     python tests/benchmark.py memory
-    python tests/benchmark.py channels --images FOLDER
-    python tests/benchmark.py scoring-functions --images FOLDER --count 20
+    python tests/benchmark.py scoring-functions --images FOLDER --count 10
 
 ``speed`` compares, in one process and in turn, round by round:
 
 - the lower bound: the model's own forward pass, at the batch size and memory format at
   which it is fastest here, times the active channels (and times all of them);
-- UnionCAM and RegionCAM of this package, exact and with ``max_channels=64``;
+- UnionCAM, RegionCAM and ScoreCAM of this package, exact and with predicted scores,
+  whose maps ``tests/fidelity.py`` compares with the exact ones;
 - Score-CAM of torchcam and of grad-cam, which score every channel as RegionCAM does.
 
 Ratios are taken within a round, because a machine's speed drifts between rounds;
 medians over rounds are shown. ``memory`` shows the peak memory against the number of
-channels. Two measurements want a folder of images whose names begin with their class
-index: ``channels`` shows what ``max_channels`` trades for its speed, and
-``scoring-functions`` what accelerated models buy as ``scoring_func``: bfloat16
-autocast, folded batch normalisation, and torch.compile.
+channels. ``scoring-functions`` wants a folder of images whose names begin with their
+class index: it shows what accelerated models buy as ``scoring_func`` (bfloat16
+autocast, folded batch normalisation, and torch.compile), each with all channels and
+with predicted scores, against the correlation with the exact map. On Linux, set
+MALLOC_MMAP_THRESHOLD_=4294967296 and MALLOC_TRIM_THRESHOLD_=8589934592 for all of it:
+glibc otherwise takes the memory of each pass anew.
 """
 
 import argparse
@@ -39,9 +41,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from captum_unioncam import RegionCAM, UnionCAM
-from captum_unioncam._maps import blend, to_mask
-from captum_unioncam._confidence import confidence
+from captum_unioncam import RegionCAM, ScoreCAM, UnionCAM
 from captum_unioncam.models import Classifier, load_classifier
 
 CHUNKS = {"cpu": (2, 4, 6, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
@@ -61,7 +61,13 @@ MODELS = {
 PRECISIONS = {"cpu": ["float32"], "cuda": ["float32", "tf32", "bfloat16"]}
 PAPER = "The paper's UnionCAM: 1.16 s and 2.22 GB an image (VGG16, RTX A6000)."
 SAMPLE = 32  # images in one measurement of the lower bound, at least
-COUNTS = (16, 32, 64, 128, 256)
+# How many channels the scoring functions are compared with.
+WAYS: dict[str, dict] = {
+    "all": {},
+    "64": {"max_channels": 64},
+    "fidelity 0.99": {"fidelity": 0.99},
+    "16": {"max_channels": 16},
+}
 
 
 class Tapped(nn.Module):
@@ -167,6 +173,7 @@ def contenders(model: Tapped, inputs: Tensor, target: int) -> dict[str, Callable
     from torchcam.methods import ScoreCAM as TorchcamScoreCAM
 
     union, region = UnionCAM(model, model.tap), RegionCAM(model, model.tap)
+    score = ScoreCAM(model, model.tap)
 
     def torchcam() -> None:
         with TorchcamScoreCAM(model, model.tap) as cam, torch.no_grad():
@@ -179,10 +186,19 @@ def contenders(model: Tapped, inputs: Tensor, target: int) -> dict[str, Callable
 
     return {
         "UnionCAM": lambda: union.attribute(inputs, target),
-        "UnionCAM, 64 channels": lambda: union.attribute(
-            inputs, target, max_channels=64
+        "UnionCAM, fidelity 0.99": lambda: union.attribute(
+            inputs, target, fidelity=0.99
         ),
         "RegionCAM": lambda: region.attribute(inputs, target),
+        "RegionCAM, fidelity 0.99": lambda: region.attribute(
+            inputs, target, fidelity=0.99
+        ),
+        "RegionCAM, 16 channels": lambda: region.attribute(
+            inputs, target, max_channels=16
+        ),
+        "ScoreCAM, 16 channels": lambda: score.attribute(
+            inputs, target, max_channels=16
+        ),
         "torchcam ScoreCAM": torchcam,
         "grad-cam ScoreCAM": grad_cam,
     }
@@ -370,65 +386,6 @@ def shown(
     return inputs[:1], inputs[1:], int(path.name.partition("_")[0])
 
 
-def channels(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Measures what ``max_channels`` trades for its speed, image by image."""
-    device = torch.device(options.device)
-    classifier = load_classifier()
-    model, layer = classifier.model.to(device), classifier.layer()
-    region = RegionCAM(model, layer)
-    rows = []
-    for path in image_paths(options):
-        inputs, black, target = shown(classifier, path, device)
-
-        def run(count: int | None) -> tuple[Tensor, float, float]:
-            started = time.perf_counter()
-            maps = region.attribute(inputs, target, baselines=black, max_channels=count)
-            seconds = time.perf_counter() - started
-            with torch.no_grad():
-                masked = blend(inputs, to_mask(maps, inputs.shape[2:]), black)
-                both = torch.cat([inputs, masked])
-                before, after = confidence(model(both))[:, target]
-            drop = max(0.0, float((before - after) / before)) * 100
-            return maps, seconds, drop
-
-        full, full_seconds, full_drop = run(None)
-        row: dict[str, object] = {"image": path.name, "all": {"drop": full_drop}}
-        for count in COUNTS:
-            maps, seconds, drop = run(count)
-            both = torch.stack([maps.flatten(), full.flatten()])
-            row[str(count)] = {
-                "drop": drop,
-                "correlation": float(torch.corrcoef(both)[0, 1]),
-                "speedup": full_seconds / seconds,
-            }
-        rows.append(row)
-        print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return rows
-
-
-def channels_table(rows: list[dict[str, dict[str, float]]]) -> str:
-    """Returns means over images as a Markdown table; the speed-up is a median."""
-    lines = [
-        "| max_channels | correlation with the full map | worst | average drop, % | "
-        "speed-up |",
-        "|---|---|---|---|---|",
-    ]
-    for count in map(str, COUNTS):
-        values = {
-            name: [row[count][name] for row in rows]
-            for name in ("correlation", "drop", "speedup")
-        }
-        correlations = values["correlation"]
-        lines.append(
-            f"| {count} | {statistics.mean(correlations):.3f} | "
-            f"{min(correlations):.3f} | {statistics.mean(values['drop']):.1f} | "
-            f"{statistics.median(values['speedup']):.1f} |"
-        )
-    drop = statistics.mean(row["all"]["drop"] for row in rows)
-    return "\n".join([*lines, f"| all | 1 | 1 | {drop:.1f} | 1 |"])
-
-
 def scoring_functions(model: nn.Module, device: torch.device) -> dict[str, Callable]:
     """Returns functions that compute what a model computes, perhaps faster."""
 
@@ -445,7 +402,7 @@ def scoring_functions(model: nn.Module, device: torch.device) -> dict[str, Calla
 
 
 def compare_scoring_functions(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Measures UnionCAM with 64 channels, scored by each function in turn."""
+    """Measures UnionCAM by each scoring function, with all channels and with few."""
     device = torch.device(options.device)
     rows = []
     for name, weights in (("efficientnet_lite0", "default"), ("resnet18", "none")):
@@ -458,55 +415,107 @@ def compare_scoring_functions(options: argparse.Namespace) -> list[dict[str, obj
         for number, path in enumerate(image_paths(options)):
             inputs, black, target = shown(classifier, path, device)
             for what, cam in cams.items():
-                started = time.perf_counter()
-                maps, details = cam.attribute(
-                    inputs,
-                    target,
-                    baselines=black,
-                    max_channels=64,
-                    return_details=True,
-                )
-                seconds = time.perf_counter() - started
-                if what == "the model":
-                    plain, choice, plain_seconds = maps, details, seconds
-                both = torch.stack([maps.flatten(), plain.flatten()])
-                same = torch.equal(details.fused_selected, choice.fused_selected)
-                rows.append(
-                    {
-                        "model": name,
-                        "what": what,
-                        "first": number == 0,
-                        "seconds": seconds,
-                        "speedup": plain_seconds / seconds,
-                        "correlation": float(torch.corrcoef(both)[0, 1]),
-                        "same": same,
-                    }
-                )
+                for way, few in WAYS.items():
+                    started = time.perf_counter()
+                    maps, details = cam.attribute(
+                        inputs, target, baselines=black, return_details=True, **few
+                    )
+                    seconds = time.perf_counter() - started
+                    if (what, way) == ("the model", "all"):
+                        exact, choice, exact_seconds = maps, details, seconds
+                    both = torch.stack([maps.flatten(), exact.flatten()])
+                    rows.append(
+                        {
+                            "model": name,
+                            "what": what,
+                            "way": way,
+                            "first": number == 0,
+                            "scored": details.scored_channels.item(),
+                            "seconds": seconds,
+                            "speedup": exact_seconds / seconds,
+                            "correlation": float(torch.corrcoef(both)[0, 1]),
+                            "same": torch.equal(
+                                details.fused_selected, choice.fused_selected
+                            ),
+                        }
+                    )
             print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return rows
 
 
-def scoring_functions_table(rows: list[dict[str, object]]) -> str:
+def scoring_functions_points(rows: list[dict]) -> list[dict]:
     """Returns means over images, and the median speed-up after the first image."""
-    lines = [
-        "| model | scoring_func | first image, s | speed-up after it | "
-        "mean correlation | worst | same selection |",
-        "|---|---|---|---|---|---|---|",
-    ]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
-        groups.setdefault((row["model"], row["what"]), []).append(row)
-    for (model, what), group in groups.items():
-        later = [row["speedup"] for row in group if not row["first"]]
+        groups.setdefault((row["model"], row["what"], row["way"]), []).append(row)
+    points = []
+    for (model, what, way), group in groups.items():
         correlations = [row["correlation"] for row in group]
+        points.append(
+            {
+                "model": model,
+                "what": what,
+                "way": way,
+                "scored": statistics.mean(row["scored"] for row in group),
+                "first": group[0]["seconds"],
+                "speedup": statistics.median(
+                    row["speedup"] for row in group if not row["first"]
+                ),
+                "correlation": statistics.mean(correlations),
+                "worst": min(correlations),
+                "same": statistics.mean(row["same"] for row in group),
+            }
+        )
+    for point in points:
+        point["pareto"] = not any(
+            other["model"] == point["model"]
+            and other["speedup"] > point["speedup"]
+            and other["correlation"] > point["correlation"]
+            for other in points
+        )
+    return points
+
+
+def scoring_functions_table(rows: list[dict]) -> str:
+    """Returns the points as a Markdown table; in bold what nothing beats in both."""
+    lines = [
+        "| model | scoring_func | channels | first image, s | speed-up after it | "
+        "correlation with the exact map | worst | same selection |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for point in scoring_functions_points(rows):
+        mark = "**" if point["pareto"] else ""
         lines.append(
-            f"| {model} | {what} | {group[0]['seconds']:.1f} | "
-            f"{statistics.median(later):.2f} | {statistics.mean(correlations):.4f} | "
-            f"{min(correlations):.4f} | "
-            f"{statistics.mean(row['same'] for row in group):.0%} |"
+            f"| {point['model']} | {mark}{point['what']}{mark} | {point['way']}: "
+            f"{point['scored']:.0f} | {point['first']:.1f} | {point['speedup']:.1f} | "
+            f"{point['correlation']:.4f} | {point['worst']:.4f} | {point['same']:.0%} |"
         )
     return "\n".join(lines)
+
+
+def plot_scoring_functions(rows: list[dict], path: str) -> None:
+    """Draws the speed-up of each point against what its map loses."""
+    from matplotlib.figure import Figure
+
+    points = scoring_functions_points(rows)
+    models = list(dict.fromkeys(point["model"] for point in points))
+    figure = Figure(figsize=(5.5 * len(models), 4), layout="constrained")
+    for axes, model in zip(figure.subplots(1, len(models)), models, strict=True):
+        for what in dict.fromkeys(point["what"] for point in points):
+            ours = [p for p in points if (p["model"], p["what"]) == (model, what)]
+            losses = [max(1 - point["correlation"], 1e-7) for point in ours]
+            axes.plot([p["speedup"] for p in ours], losses, "o-", label=what)
+        best = [
+            point for point in points if point["model"] == model and point["pareto"]
+        ]
+        for point in best:
+            place = point["speedup"], max(1 - point["correlation"], 1e-7)
+            axes.annotate(point["way"], place, fontsize=8)
+        axes.set(xscale="log", yscale="log", title=model, xlabel="times as fast")
+        axes.set_ylabel("1 - correlation with the exact map")
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
 
 
 def memory_table(rows: list[dict[str, object]]) -> str:
@@ -521,10 +530,11 @@ def main() -> None:
     """Runs one of the measurements, prints its table, and writes its JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "what", choices=("speed", "memory", "channels", "scoring-functions", "peak")
+        "what", choices=("speed", "memory", "scoring-functions", "peak")
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="PNG", help="of scoring-functions")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--models",
@@ -537,7 +547,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="images of the folder")
     parser.add_argument("--channels", type=int, default=64, help="of peak")
     options = parser.parse_args()
-    if options.what in ("channels", "scoring-functions"):
+    if options.what == "scoring-functions":
         if options.images is None or not Path(options.images).is_dir():
             parser.error(f"{options.what} needs --images, a folder of JPEG images")
     if options.what == "peak":
@@ -546,11 +556,12 @@ def main() -> None:
     measure, table = {
         "speed": (speed, speed_table),
         "memory": (memory, memory_table),
-        "channels": (channels, channels_table),
         "scoring-functions": (compare_scoring_functions, scoring_functions_table),
     }[options.what]
     rows = measure(options)
     print(table(rows))
+    if options.plot and options.what == "scoring-functions":
+        plot_scoring_functions(rows, options.plot)
     if options.json:
         device = options.device
         if device.startswith("cuda"):

@@ -32,7 +32,7 @@ def test_a_tapped_model_computes_what_the_model_computes(name):
         assert torch.allclose(tapped(images), model(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("what", ["channels", "scoring-functions"])
+@pytest.mark.parametrize("what", ["scoring-functions"])
 def test_a_missing_folder_of_images_is_refused(what, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", what, "--images", "no/such"])
     with pytest.raises(SystemExit, match="2"):
