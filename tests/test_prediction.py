@@ -20,9 +20,9 @@ SIZES = [
     (23, (3, 2, 2)),
     (40, (5, 5)),
     (40, (7,)),
-    (70, (4, 4)),  # more than the sample of the distances
+    (90, (4, 2)),  # more than the sample of the distances
 ]
-BASELINES = {"confidences": 0.3, "rare": 1e-5, "raw": -2.0}
+BASELINES = {"confidences": 0.3, "saturated": 0.0, "rare": 1e-5, "raw": -2.0}
 
 
 def activations_of(channels, size, batch=3, seed=0):
@@ -39,7 +39,12 @@ def activations_of(channels, size, batch=3, seed=0):
 def scores_of(kind, shape, seed=1):
     draw = torch.Generator().manual_seed(seed)
     scores = torch.rand(shape, generator=draw, dtype=torch.float64)
-    return {"confidences": scores, "rare": 2e-5 * scores, "raw": 9 * scores - 4}[kind]
+    return {
+        "confidences": scores,
+        "saturated": (3 * scores - 1).clamp(0, 1),
+        "rare": 2e-5 * scores,
+        "raw": 9 * scores - 4,
+    }[kind]
 
 
 def masks_of(activations):
