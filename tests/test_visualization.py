@@ -497,18 +497,20 @@ def placed(figure):
     return canvas.get_width_height(), boxes
 
 
-@pytest.mark.parametrize("count", range(1, 7))
-@pytest.mark.parametrize("lines", [1, 2, 3])
-@pytest.mark.parametrize("size", [(224, 224), (120, 300)])
+@pytest.mark.parametrize(
+    ("count", "lines", "size"),
+    [
+        (1, 2, (224, 224)),
+        (2, 2, (120, 300)),
+        (4, 2, (224, 224)),
+        (5, 3, (224, 224)),
+    ],
+)
 def test_no_line_of_a_title_is_cut_off(count, lines, size):
     titles = ["\n".join(["golden retriever", "0.93", "layer4"][:lines])] * count
     images, maps = torch.rand(count, 3, *size), torch.rand(count, 1, 7, 7)
-    named = {f"{number}\n" * (lines - 1) + "map": maps[:1] for number in range(count)}
-    for figure in (
-        overlays(images, maps, titles),
-        panels(images[:1], named),
-        panels(images, dict(list(named.items())[:1]) if count == 1 else {"a\nb": maps}),
-    ):
+    named = {f"{i}\n" * (lines - 1) + "map": maps[:1] for i in range(count)}
+    for figure in (overlays(images, maps, titles), panels(images[:1], named)):
         (width, height), boxes = placed(figure)
         assert boxes
         for box in boxes:
