@@ -6,6 +6,7 @@
     python tests/benchmark.py memory
     python tests/benchmark.py channels --images FOLDER
     python tests/benchmark.py scoring-functions --images FOLDER --count 20
+    python tests/benchmark.py robustness
 
 ``speed`` compares, in one process and in turn, round by round:
 
@@ -19,7 +20,8 @@ medians over rounds are shown. ``memory`` shows the peak memory against the numb
 channels. Two measurements want a folder of images whose names begin with their class
 index: ``channels`` shows what ``max_channels`` trades for its speed, and
 ``scoring-functions`` what accelerated models buy as ``scoring_func``: bfloat16
-autocast, folded batch normalisation, and torch.compile.
+autocast, folded batch normalisation, and torch.compile. ``robustness`` runs odd models,
+and compares their maps with those of a plain one.
 """
 
 import argparse
@@ -36,12 +38,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from robustness import robustness, robustness_table
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from captum_unioncam import RegionCAM, UnionCAM
-from captum_unioncam._maps import blend, to_mask
 from captum_unioncam._confidence import confidence
+from captum_unioncam._maps import blend, to_mask
 from captum_unioncam.models import Classifier, load_classifier
 
 CHUNKS = {"cpu": (2, 4, 6, 8, 16, 32), "cuda": (16, 32, 64, 128, 256, 512)}
@@ -521,7 +524,15 @@ def main() -> None:
     """Runs one of the measurements, prints its table, and writes its JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "what", choices=("speed", "memory", "channels", "scoring-functions", "peak")
+        "what",
+        choices=(
+            "speed",
+            "memory",
+            "channels",
+            "scoring-functions",
+            "robustness",
+            "peak",
+        ),
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", metavar="FILE")
@@ -548,6 +559,7 @@ def main() -> None:
         "memory": (memory, memory_table),
         "channels": (channels, channels_table),
         "scoring-functions": (compare_scoring_functions, scoring_functions_table),
+        "robustness": (robustness, robustness_table),
     }[options.what]
     rows = measure(options)
     print(table(rows))

@@ -14,8 +14,8 @@ COMMON = {
         hypothesis.HealthCheck.filter_too_much,
     ],
 }
-hypothesis.settings.register_profile("ci", derandomize=True, max_examples=40, **COMMON)
-hypothesis.settings.register_profile("long", max_examples=800, **COMMON)
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=120, **COMMON)
+hypothesis.settings.register_profile("long", max_examples=2000, **COMMON)
 hypothesis.settings.load_profile("ci")
 
 
