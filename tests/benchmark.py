@@ -5,6 +5,7 @@
     python tests/benchmark.py speed --device cuda --json speed.json
     python tests/benchmark.py memory
     python tests/benchmark.py scoring-functions --images FOLDER --count 10
+    python tests/benchmark.py robustness
 
 ``speed`` compares, in one process and in turn, round by round:
 
@@ -19,7 +20,8 @@ medians over rounds are shown. ``memory`` shows the peak memory against the numb
 channels. ``scoring-functions`` wants a folder of images whose names begin with their
 class index: it shows what accelerated models buy as ``scoring_func`` (bfloat16
 autocast, folded batch normalisation, and torch.compile), each with all channels and
-with predicted scores, against the correlation with the exact map. On Linux, set
+with predicted scores, against the correlation with the exact map. ``robustness`` runs
+odd models, and compares their maps with those of a plain one. On Linux, set
 MALLOC_MMAP_THRESHOLD_=4294967296 and MALLOC_TRIM_THRESHOLD_=8589934592 for all of it:
 glibc otherwise takes the memory of each pass anew.
 """
@@ -38,6 +40,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from robustness import robustness, robustness_table
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
@@ -530,7 +533,8 @@ def main() -> None:
     """Runs one of the measurements, prints its table, and writes its JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "what", choices=("speed", "memory", "scoring-functions", "peak")
+        "what",
+        choices=("speed", "memory", "scoring-functions", "robustness", "peak"),
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", metavar="FILE")
@@ -557,6 +561,7 @@ def main() -> None:
         "speed": (speed, speed_table),
         "memory": (memory, memory_table),
         "scoring-functions": (compare_scoring_functions, scoring_functions_table),
+        "robustness": (robustness, robustness_table),
     }[options.what]
     rows = measure(options)
     print(table(rows))

@@ -1,7 +1,22 @@
-"""Fixtures that several rooms of tests ask for."""
+"""Fixtures that several rooms of tests ask for, and the profiles of hypothesis."""
 
+import hypothesis
 import pytest
 import torch
+
+# Continuous integration draws the same cases each time; ``long`` is for a while by
+# hand: pytest tests/test_properties.py --hypothesis-profile=long
+COMMON = {
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.filter_too_much,
+    ],
+}
+hypothesis.settings.register_profile("ci", derandomize=True, max_examples=120, **COMMON)
+hypothesis.settings.register_profile("long", max_examples=2000, **COMMON)
+hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """find_layer: the last spatial activation before the head, and no change of a model."""
 
-import copy
 import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
-from layer_nets import Net, conv, hooks, images, name_of, named, pooled
+from layer_nets import Net, conv, images, name_of, named, pooled
 from torch import nn
 from torchvision import models
 

@@ -443,3 +443,87 @@ def test_marked_titles_are_titles():
         panels(inputs, maps, ["one", "two"])
     with pytest.raises(ValueError, match="`marked` must be titles of `maps`"):
         panels(inputs, maps, "one")
+
+
+# What a picture does not show by itself
+
+
+def texts_of(axis):
+    """Returns what is written on a panel."""
+    return [text.get_text() for text in axis.texts]
+
+
+def note_of(values):
+    (axis,) = overlays(torch.rand(1, 3, 20, 20), values).axes
+    (note,) = texts_of(axis) or [""]
+    return note
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -1.0])
+def test_a_constant_map_says_so(value):
+    assert note_of(torch.full((1, 1, 5, 5), value)) == "the map is constant"
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_map_that_is_not_finite_says_so(value):
+    maps = torch.rand(1, 1, 5, 5)
+    maps[0, 0, 2, 2] = value
+    assert note_of(maps) == "the map is not finite"
+
+
+def test_a_signed_map_says_its_range():
+    """As Integrated Gradients of a grey image: zero is in the middle of the colours."""
+    maps = torch.linspace(-0.25, 1.5, 25).view(1, 1, 5, 5)
+    assert note_of(maps) == "from -0.25 to 1.5"
+    assert note_of(maps.clamp(0)) == ""
+    assert note_of(maps.half()) == "from -0.25 to 1.5"
+
+
+def test_notes_are_of_their_own_panels():
+    image, maps = torch.rand(1, 3, 20, 20), torch.rand(1, 1, 5, 5)
+    figure = panels(image, {"flat": maps * 0, "map": maps, "signed": maps - 0.5})
+    shown, flat, plain, signed = figure.axes
+    assert texts_of(shown) == [] and texts_of(plain) == []
+    assert texts_of(flat) == ["the map is constant"]
+    assert texts_of(signed)[0].startswith("from -0.")
+
+
+def placed(figure):
+    """Returns the figure's size, and where its titles and notes are, in pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [text for axis in figure.axes for text in (axis.title, *axis.texts)]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    return canvas.get_width_height(), boxes
+
+
+@pytest.mark.parametrize(
+    ("count", "lines", "size"),
+    [
+        (1, 2, (224, 224)),
+        (2, 2, (120, 300)),
+        (4, 2, (224, 224)),
+        (5, 3, (224, 224)),
+    ],
+)
+def test_no_line_of_a_title_is_cut_off(count, lines, size):
+    titles = ["\n".join(["golden retriever", "0.93", "layer4"][:lines])] * count
+    images, maps = torch.rand(count, 3, *size), torch.rand(count, 1, 7, 7)
+    named = {f"{i}\n" * (lines - 1) + "map": maps[:1] for i in range(count)}
+    for figure in (overlays(images, maps, titles), panels(images[:1], named)):
+        (width, height), boxes = placed(figure)
+        assert boxes
+        for box in boxes:
+            assert -1 <= box.x0 and box.x1 <= width + 1
+            assert -1 <= box.y0 and box.y1 <= height + 1
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_notes_stay_in_their_panels(count):
+    figure = overlays(torch.rand(count, 3, 64, 64), torch.zeros(count, 1, 7, 7))
+    FigureCanvasAgg(figure).draw()
+    for axis in figure.axes:
+        (note,), panel = axis.texts, axis.get_window_extent()
+        box = note.get_window_extent()
+        assert panel.x0 <= box.x0 and box.x1 <= panel.x1
+        assert panel.y0 <= box.y0 and box.y1 <= panel.y1

@@ -1,4 +1,4 @@
-"""Memory formats: models that rely on the layout of their images, and what is chosen."""
+"""Memory formats: models that rely on the layout of their images, and choices."""
 
 import pytest
 import torch

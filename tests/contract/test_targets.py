@@ -167,3 +167,13 @@ def test_targets_are_not_changed(method, net, images, target):
     else:
         assert torch.equal(target, before)
         assert target._version == 0
+
+
+@every_method
+@pytest.mark.parametrize("examples", [1, 2])
+def test_a_missing_target_names_the_callers_batch(method, net, examples):
+    """A single example may be repeated inside, which is no matter of the caller's."""
+    with pytest.raises(AssertionError, match="Target not provided") as raised:
+        method(net, net.relu).attribute(make_images(examples))
+    assert f"{examples + 1} examples" not in str(raised.value)
+    assert "2 examples" not in str(raised.value) or examples == 2
