@@ -25,7 +25,7 @@ LAYERS = (
     {"_scoring", "_activation_scoring", "layers", "_layer_search"},
     {"_forward", "_layer_call", "_confidence", "_layouts", "_baselines", "_reshape"}
     | {"_options", "wrappers"},
-    {"_captum", "_maps", "_checks", "_files", "errors"},
+    {"_captum", "_maps", "_prediction", "_checks", "_files", "errors"},
 )
 # What the command imports before it knows what to do.
 LIGHT = (
