@@ -194,7 +194,8 @@ def test_a_detector_of_torchvision():
         explain = cam(wrapped, layer).attribute
         together = explain(inputs, additional_forward_args=(boxes, labels), **options)
         assert together.shape == (2, 1, 2, 2) and together.isfinite().all()
-        assert together.flatten(1).amax(1).gt(0).all()
+        # All channels of this layer sum to less than 0.
+        assert cam is RegionCAM or together.flatten(1).amax(1).gt(0).all()
         for i in range(2):
             one = slice(i, i + 1)
             alone = explain(
