@@ -64,8 +64,7 @@ class Masks:
     def of(cls, activations: Tensor, active: Tensor) -> "Masks":
         """Reads the masks from a layer's channels, (N, K, *spatial), all finite."""
         values = F.pad(activations.flatten(2), (0, 0, 0, 1))  # (N, K + 1, positions)
-        # In 64 bits, where the device has them; a copy, which is scaled in place.
-        values = values.to(torch.float32 if values.is_mps else torch.float64)
+        values = values.to(precise_type(values.device))  # a copy, scaled in place
         low = values.amin(2, keepdim=True)
         spans = values.amax(2, keepdim=True) - low  # (N, K + 1, 1)
         values.sub_(low).div_(torch.where(spans > 0, spans, 1))
@@ -115,6 +114,11 @@ class Prediction:
     slopes: Tensor
     explained: Tensor
     variance: Tensor
+
+
+def precise_type(device: torch.device) -> torch.dtype:
+    """Returns the type of 64 bits, or of 32 where a device has no more."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def first_channels(masks: Masks, count: int) -> Tensor:

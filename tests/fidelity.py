@@ -37,7 +37,7 @@ from captum_unioncam._layer_call import LayerCall
 from captum_unioncam._maps import is_active, min_max
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
 from captum_unioncam.attr._base import weighted_map
-from captum_unioncam.attr._channel_scores import FEWEST, score_channels
+from captum_unioncam.attr._channel_scores import FEWEST, ChannelScores
 from captum_unioncam.metrics import (
     confidence_drop,
     deletion,
@@ -64,11 +64,9 @@ class Exact:
 
     def few(self, count: int | None, fidelity: float = 1.0) -> tuple[Any, ...]:
         """Returns scores from a few of them, how many, and the estimated fidelity."""
-
-        def score(chosen: Tensor) -> Tensor:
-            return torch.where(chosen, self.scores, self.baseline[:, None])
-
-        result = score_channels(score, self.activations, self.baseline, count, fidelity)
+        result = ChannelScores(self.activations, self.baseline, count, fidelity)
+        for chosen in result:
+            result.record(torch.where(chosen, self.scores, self.baseline[:, None]))
         return result.scores, int(result.measured.sum()), float(result.fidelity)
 
     def region(self, scores: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Predicted scores where masks or scores are equal, extreme, few or many."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -225,9 +226,9 @@ def peak(examples, channels, known):
     activations = torch.rand(examples, channels, 14, 14)
     scores, baselines = torch.rand(examples, channels), torch.rand(examples)
     before = largest()
-    _channel_scores.score_channels(
-        lambda chosen: scores, activations, baselines, known, None
-    )
+    result = _channel_scores.ChannelScores(activations, baselines, known)
+    for chosen in result:
+        result.record(scores)
     return largest() - before
 
 torch.set_num_threads(1)

@@ -27,7 +27,7 @@ CAMS = (
     AblationCAM,
     ReciproCAM,
 )
-DEEPEST = 9
+DEEPEST = 7
 # torch.nn.Module's own, between a call of a module and its forward.
 OF_TORCH = ("_wrapped_call_impl", "_call_impl")
 # The activations (and the gradients) are read in the first pass. The references are

@@ -23,7 +23,7 @@ from captum_unioncam._layer_call import LayerCall
 from captum_unioncam._maps import is_active
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
 from captum_unioncam.attr._base import ScoringCAM, weighted_map
-from captum_unioncam.attr._channel_scores import score_channels
+from captum_unioncam.attr._channel_scores import ChannelScores
 
 # From scores to the weights of the channels, (N, K) each.
 ScoreWeights = Callable[[Tensor], Tensor]
@@ -181,18 +181,14 @@ def scored_map(
     """Scores the channels as masks, and sums them under weights from their scores."""
     limit, fidelity = scorer.options.max_channels, scorer.options.fidelity
     most = is_active(activations).sum(1).clamp(max=limit or activations.shape[1])
+    result = ChannelScores(activations, scorer.reference_scores, limit, fidelity)
     with progress_bar(scorer.options.progress, len(changes) * int(most.sum())) as bar:
-
-        def score(chosen: Tensor) -> Tensor:
+        for chosen in result:
             totals: Any = 0  # over the changes, outside of the engine
             for change in changes:
                 masking = scorer.masking(activations, change)
                 totals = totals + scorer.score(chosen, masking, bar)
-            scores: Tensor = totals / len(changes)
-            return scores  # (N, K)
-
-        baseline = scorer.reference_scores
-        result = score_channels(score, activations, baseline, limit, fidelity)
+            result.record(totals / len(changes))
     maps = weighted_map(weights(result.scores), activations, result.scores)
     broken = maps.isnan().flatten(1).any(1)
     fidelities = result.fidelity.masked_fill(broken, torch.nan)

@@ -6,7 +6,7 @@ import torch
 from reference_prediction import channel_scores
 
 from captum_unioncam._maps import is_active
-from captum_unioncam.attr._channel_scores import score_channels
+from captum_unioncam.attr._channel_scores import ChannelScores
 
 BASELINE = 0.25  # in any type
 
@@ -48,8 +48,15 @@ def run(activations, table, max_channels=None, fidelity=1.0, rows=slice(None)):
     scores = Scores(table, rows)
     activations = activations[rows]
     baselines = torch.full((len(activations),), BASELINE).double()
-    result = score_channels(scores, activations, baselines, max_channels, fidelity)
-    return result, scores
+    result = ChannelScores(activations, baselines, max_channels, fidelity)
+    return recorded(result, scores), scores
+
+
+def recorded(result, score):
+    """Lets a function score what is chosen, and returns the result."""
+    for chosen in result:
+        result.record(score(chosen))
+    return result
 
 
 ALMOST = 1 - 1e-12  # a fidelity that only all channels reach; 1 needs no rounds
@@ -216,12 +223,9 @@ def test_an_empty_batch(options, recwarn):
 def test_scores_and_activations_may_be_of_other_types(options, dtype):
     activations, table = case()
     scores = Scores(table.float())
-    result = score_channels(
-        scores,
-        activations.to(dtype),
-        torch.full((3,), BASELINE),
-        options.get("max_channels"),
-        options.get("fidelity", 1.0),
+    baselines = torch.full((3,), BASELINE)
+    result = recorded(
+        ChannelScores(activations.to(dtype), baselines, **options), scores
     )
     assert result.scores.dtype == torch.float32
     assert torch.equal(result.scores[result.measured], table.float()[result.measured])
