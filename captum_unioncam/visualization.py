@@ -240,7 +240,9 @@ def _note(values: Tensor) -> str:
     low, high = (float(value) for value in values.aminmax())
     if low == high:
         return "the map is constant"
-    return f"from {low:.2g} to {high:.2g}" if low < 0 else ""
+    # Zero is another colour than the lowest value, of 256.
+    shifted = -low > (high - low) / 256
+    return f"from {low:.2g} to {high:.2g}" if shifted else ""
 
 
 def _lines(titles: Iterable[str]) -> int:
