@@ -53,8 +53,7 @@ def in_an_empty_folder(tmp_path_factory, monkeypatch):
 
 
 def test_explains_the_photograph(capsys):
-    arguments = ["explain", "--max-channels", "64", "--json", "result.json"]
-    assert main(arguments) == 0
+    assert main(["explain", "--json", "result.json"]) == 0
     out, err = capsys.readouterr()
     assert sorted(os.listdir(".")) == ["result.json", "unioncam.png"]
     assert "UnionCAM attribution: 100%" in err
@@ -65,17 +64,24 @@ def test_explains_the_photograph(capsys):
     assert result["target"] == result["top"][0]
     assert result["target"]["confidence"] == pytest.approx(0.379, abs=0.01)
     assert result["layer"] == "_swish" and result["layer_size"] == [7, 7]
-    assert result["scored_channels"] == 64
+    assert 16 <= result["scored_channels"] < 100 and 0.99 <= result["fidelity"] < 1
     assert result["active_channels"] < result["total_channels"] == 1280
     better = result["fused_gain"] > result["region_gain"]
     assert result["selected"] == ("fused" if better else "region")
     assert min(result["denoised_gain"], result["region_gain"]) > 0.2
     for shown in ("282 tiger cat", f"the {result['selected']} map", "unioncam.png"):
         assert shown in out
-    assert f"64 scored of {result['active_channels']} active of 1280" in out
+    scored = f"{result['scored_channels']} scored of {result['active_channels']} active"
+    assert f"{scored} of 1280" in out
+    assert f"{result['fidelity']:.4f} estimated (--fidelity 1 gives the exact" in out
     with Image.open("unioncam.png") as picture:
         width, height = picture.size
         assert picture.format == "PNG" and width > 4 * height
+
+
+def test_a_fidelity_of_1_is_the_exact_map(capsys):
+    assert main(["explain", "--fidelity", "1", "--max-channels", "2000"]) == 0
+    assert "fidelity 1, the exact map" in capsys.readouterr().out
 
 
 def test_the_map_is_on_the_cats_face():

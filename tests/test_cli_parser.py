@@ -50,7 +50,7 @@ def a_value(field):
     if kind is int:
         return "3", 3
     if kind is float:
-        return "2.5", 2.5
+        return "0.5", 0.5
     if kind == tuple[str, ...]:
         return "one, two,one", ("one", "two")
     assert kind is str

@@ -12,7 +12,7 @@ import torch
 from folders import picture
 from torch import nn
 
-from captum_unioncam import GradCAM, UnionCAM, find_layer, vit_reshape
+from captum_unioncam import GradCAM, RegionCAM, UnionCAM, find_layer, vit_reshape
 from captum_unioncam.cli import main
 from captum_unioncam.cli.parser import parse
 from captum_unioncam.evaluation import (
@@ -187,7 +187,18 @@ def resnet_of_names():
     return nn.ModuleDict({f"layer{i}": nn.Identity() for i in range(1, 5)})
 
 
+def few_channels(x):
+    """Asks for more than the channels that may be scored can tell."""
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 20, 2), torch.nn.Flatten(), torch.nn.Linear(180, 2)
+    )
+    torch.manual_seed(0)
+    torch.nn.init.normal_(net[2].weight)  # scores that differ
+    RegionCAM(net, net[0]).attribute(x, target=0, fidelity=0.99, max_channels=5)
+
+
 MISTAKES = [
+    few_channels,
     lambda x: UnionCAM(Transformer(), "layer").attribute(x, target=0),
     lambda x: UnionCAM(Transformer(rows=True), "layer").attribute(x, target=0),
     lambda x: find_layer(Transformer(), x),
@@ -209,6 +220,7 @@ MISTAKES = [
 
 def test_the_texts_of_the_troubleshooting_are_real():
     _, _, section = README.partition("## Troubleshooting")
+    section, _, _ = section.partition("\n## ")
     rows = re.findall(r"^\| (`.*?`) (?:\(Captum's\) )?\|", section, re.MULTILINE)
     texts = [row.strip("`").strip() for row in rows]
     assert len(texts) > 10

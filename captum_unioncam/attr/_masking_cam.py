@@ -189,6 +189,7 @@ def scored_map(
                 masking = scorer.masking(activations, change)
                 totals = totals + scorer.score(chosen, masking, bar)
             result.record(totals / len(changes))
+        bar.update(len(changes) * int((most - result.measured.sum(1)).sum()))
     maps = weighted_map(weights(result.scores), activations, result.scores)
     broken = maps.isnan().flatten(1).any(1)
     fidelities = result.fidelity.masked_fill(broken, torch.nan)

@@ -122,7 +122,9 @@ def test_a_score_that_is_not_finite_makes_the_map_of_its_example_nan(
     of_nan = [w for w in seen if "are constant" not in str(w.message)]
     assert len(of_nan) == 1 and of_nan[0].filename == __file__
     assert broken[1].isnan().all() and broken[[0, 2]].isfinite().all()
-    assert torch.equal(broken[[0, 2]], clean[[0, 2]])
+    # The others share their passes with other masks.
+    rest = broken[[0, 2]]
+    assert torch.allclose(rest, clean[[0, 2]], rtol=0, atol=1e-12)
 
 
 class Log(nn.Module):

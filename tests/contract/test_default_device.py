@@ -70,7 +70,8 @@ def test_every_method_and_option(method, net, images, options, target):
     if "return_details" in options:
         (found, details), (expected, _) = found, expected
         assert all(not value.is_meta for value in vars(details).values())
-    assert torch.equal(found, expected)
+    # The number of inputs in a pass may be another.
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
 @every_method
@@ -131,7 +132,8 @@ def test_every_metric(name, net, images):
     expected = METRICS[name](net, images, maps)
     with elsewhere():
         found = METRICS[name](net, images, maps)
-    assert torch.equal(found, expected)
+    # The number of inputs in a pass may be another.
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def test_find_layer_and_pictures(net, images):

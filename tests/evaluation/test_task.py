@@ -48,5 +48,6 @@ def test_a_row_holds_what_the_methods_and_the_metrics_say(images, tmp_path):
             target,
             classifier.categories[target],
         )
-    # 2 channels, the activations, the baseline twice, the components and the union.
-    assert [row["forwards"] for row in rows] == [2 + 1 + 2 + 2 + 1, 1]
+    # 2 channels, the activations, the image twice for the scores, the baseline, the
+    # components and the union.
+    assert [row["forwards"] for row in rows] == [2 + 1 + 2 + 1 + 2 + 1, 1]
