@@ -95,7 +95,7 @@ def test_the_commands_of_evaluations_are_understood():
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     lines = [line for line in lines if " evaluate " in line]
     lines += re.findall("`(captum-unioncam evaluate .*?)`", README)
-    assert len(lines) > 6
+    assert len(lines) > 5
     for line in lines:
         program, arguments = line.split(" evaluate ")
         assert program.endswith(("captum-unioncam", "-m captum_unioncam"))
