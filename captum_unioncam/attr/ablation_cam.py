@@ -70,8 +70,8 @@ class AblationCAM(PerturbingCAM):
                 Costs 1 forward and 1 backward pass of the batch. Default: None, which
                 is all, the paper
             perturbations_per_eval (int, optional): Ablations for each example in one
-                forward pass; the result does not depend on it. Default: None, which
-                tries a few numbers in a long call, and stays with the fastest
+                forward pass; only rounding depends on it. Default: None, which tries a
+                few numbers in a long call, and stays with the fastest
 
         All other arguments, the return value and the errors are those of
         :meth:`ScoreCAM.attribute`. No input is masked, so that inputs may have any
@@ -93,9 +93,24 @@ class AblationCAM(PerturbingCAM):
             gradients = [layer.gradients for layer in differentiated]
         results = []
         for layer, gradient in zip(layers, gradients, strict=True):
+            self._warn_of_zero_gradients(layer.activations, gradient, max_channels)
             maps = ablation_map(layer, options, gradient)
             results.append(self._result(maps, layer.dtype))
         return format_output(tuple(results))
+
+    def _warn_of_zero_gradients(
+        self, activations: Tensor, gradients: Tensor | None, max_channels: int | None
+    ) -> None:
+        """Warns of examples whose other channels cannot be predicted."""
+        if gradients is None or max_channels is None:
+            return
+        others = activations.flatten(2).ne(0).any(2).sum(1) > max_channels  # (N,)
+        zero = ~gradients.flatten(1).ne(0).any(1)
+        self._warn(
+            others & zero,
+            "made without the channels that `max_channels` leaves out: all gradients "
+            "are zero, so that nothing tells their effects",
+        )
 
 
 def ablation_map(

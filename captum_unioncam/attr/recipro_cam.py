@@ -63,8 +63,8 @@ class ReciproCAM(PerturbingCAM):
         r"""
         Args:
             perturbations_per_eval (int, optional): Positions for each example in one
-                forward pass; the result does not depend on it. Default: None, which
-                tries a few numbers in a long call, and stays with the fastest
+                forward pass; only rounding depends on it. Default: None, which tries a
+                few numbers in a long call, and stays with the fastest
 
         All other arguments, the return value (in [0, 1]) and the errors are those of
         :meth:`ScoreCAM.attribute`. No input is masked, so that inputs may have any

@@ -229,14 +229,14 @@ class UnionCAM(TwoPartCAM):
                 :ref:`predicted-scores`. Default: None, which is all, the paper
             fidelity (float, optional): Score channels in rounds, until the estimated
                 correlation of the region map with the exact one reaches this,
-                in [0, 1], for each example on its own; ``max_channels`` is the upper
-                limit. Such as 0.99; an example that stays below it gives a warning.
-                Default: 1.0, the exact map
+                in [0, 1], such as 0.99, for each example on its own. An example that
+                ``max_channels`` keeps below it gives a warning. Default: 1.0, the exact
+                map
             select (bool, optional): Select by Eq. 8. False keeps the fused map (AMU
                 without AMS), for ablation studies. Default: True
             perturbations_per_eval (int, optional): Masks for each example in one
-                forward pass; the result does not depend on it. Default: None, which
-                tries a few numbers in a long call, and stays with the fastest
+                forward pass; only rounding depends on it. Default: None, which tries a
+                few numbers in a long call, and stays with the fastest
             show_progress (bool, optional): Show a progress bar on stderr. Default:
                 False
             return_details (bool, optional): Return the components and their scores too.

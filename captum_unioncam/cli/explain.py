@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import Module
 
-from captum_unioncam import UnionCAM, UnionCAMDetails
+from captum_unioncam import UnionCAMDetails
 from captum_unioncam._confidence import confidence
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam.cli.files import check_files, write_report
@@ -21,7 +21,7 @@ from captum_unioncam.cli.options import ExplainOptions
 from captum_unioncam.cli.terminal import Outcome
 from captum_unioncam.errors import UserError
 from captum_unioncam.evaluation.data import read_image
-from captum_unioncam.evaluation.methods import Method, parse_methods
+from captum_unioncam.evaluation.methods import METHODS, Method, parse_methods
 from captum_unioncam.metrics import confidence_kept, masked_confidences
 from captum_unioncam.models import (
     Classifier,
@@ -162,26 +162,39 @@ def _blamed(
     return UserError(f"{label} cannot explain this image: {text}")
 
 
-def _components(
-    scene: _Scene, options: ExplainOptions
-) -> tuple[Figure, dict[str, Any]]:
-    """Draws the paper's Figure 1 for an image: components, fusion, selection."""
-    transform = scene.reshape_transform
+def _attribute(
+    scene: _Scene,
+    options: ExplainOptions,
+    label: str,
+    method: Method,
+    chosen: Mapping[str, Any],
+) -> Any:
+    """Returns what a method's ``attribute`` returns, under its own options."""
     try:
-        cam = UnionCAM(scene.model, scene.layer, reshape_transform=transform)
-        attributions, details = cam.attribute(
-            scene.inputs,
-            target=scene.target,
+        attribute = method.explain(
+            scene.model,
+            scene.layer,
+            chosen,
+            reshape_transform=scene.reshape_transform,
             theta=options.theta,
             baselines=scene.black,
             fidelity=options.fidelity,
             max_channels=options.max_channels,
             show_progress=sys.stderr is not None,
-            return_details=True,
         )
-    # The model and the layer may raise anything.
+        return attribute(scene.inputs, target=scene.target)
+    # The model, the layer and the options of a method may raise anything.
     except Exception as error:
-        raise _blamed(error, scene.layer_name, "unioncam", {}) from error
+        raise _blamed(error, scene.layer_name, label, chosen) from error
+
+
+def _components(
+    scene: _Scene, options: ExplainOptions
+) -> tuple[Figure, dict[str, Any]]:
+    """Draws the paper's Figure 1 for an image: components, fusion, selection."""
+    attributions, details = _attribute(
+        scene, options, "unioncam", METHODS["unioncam"], {"return_details": True}
+    )
     union = _one_map(attributions, scene.layer_name, "unioncam")
     assert isinstance(details, UnionCAMDetails)
     figure = _components_figure(scene.picture, union, details)
@@ -195,22 +208,7 @@ def _comparison(
     panel_maps, rows = {}, []
     for label, (method, chosen) in methods.items():
         started = time.perf_counter()
-        try:
-            attribute = method.explain(
-                scene.model,
-                scene.layer,
-                chosen,
-                reshape_transform=scene.reshape_transform,
-                theta=options.theta,
-                baselines=scene.black,
-                fidelity=options.fidelity,
-                max_channels=options.max_channels,
-                show_progress=sys.stderr is not None,
-            )
-            attributions = attribute(scene.inputs, target=scene.target)
-        # The model, the layer and the options of a method may raise anything.
-        except Exception as error:
-            raise _blamed(error, scene.layer_name, label, chosen) from error
+        attributions = _attribute(scene, options, label, method, chosen)
         maps = _one_map(attributions, scene.layer_name, label)
         seconds = time.perf_counter() - started
         kept = confidence_kept(

@@ -122,8 +122,11 @@ def test_the_deviation_decides_where_the_effects_are_equal():
 def test_effects_of_zero_predict_nothing():
     # The gradients are 0 * A, and channel 1 is ablated: its share of 0 is known.
     net = Weighed([[0, 0], [0, 0]], bias=3.0)
-    with pytest.warns(UserWarning, match="are constant"):
-        assert explain(net, example([1, 2], [3, 0]), max_channels=1) == [0, 0]
+    for count, named in ((1, 1), (2, 0)):  # all channels need no gradients
+        with pytest.warns(UserWarning, match="are constant") as seen:
+            assert explain(net, example([1, 2], [3, 0]), max_channels=count) == [0, 0]
+        texts = [str(warning.message) for warning in seen]
+        assert sum("[0] are made without the channels" in t for t in texts) == named
 
 
 @may_be_constant
