@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The head reads the ReLU:UserWarning"),
     pytest.mark.filterwarnings("ignore:.* are in .0, 1. and do not sum:UserWarning"),
     pytest.mark.filterwarnings("ignore:.* made without the gradient map:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.* made without the channels that:UserWarning"),
 ]
 
 HOOK_DICTS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
