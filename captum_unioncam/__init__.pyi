@@ -21,6 +21,7 @@ from .attr import (
     LayerCAM as LayerCAM,
     ReciproCAM as ReciproCAM,
     RegionCAM as RegionCAM,
+    RISE as RISE,
     ScoreCAM as ScoreCAM,
     SSCAM as SSCAM,
     UnionCAM as UnionCAM,
@@ -33,6 +34,7 @@ from .captum_metrics import (
 )
 from .layers import (
     find_layer as find_layer,
+    find_layers as find_layers,
     swin_reshape as swin_reshape,
     vit_reshape as vit_reshape,
 )

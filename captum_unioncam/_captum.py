@@ -15,7 +15,6 @@ from captum._utils.common import (
     _expand_target,
     _extract_device,
     _format_additional_forward_args,
-    _format_output,
     _format_tensor_into_tuples,
     _select_targets,
 )
@@ -36,7 +35,6 @@ __all__ = [
     "attribution_method",
     "device_of_run",
     "expand_target",
-    "format_output",
     "layer_activations",
     "layer_gradients",
     "progress_bar",
@@ -80,11 +78,6 @@ def as_tuple(tensors: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def as_arguments(arguments: object) -> tuple[Any, ...] | None:
     """Returns ``additional_forward_args`` as a tuple; a list is one argument."""
     return cast(tuple[Any, ...] | None, _format_additional_forward_args(arguments))
-
-
-def format_output(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """Returns one tensor for a layer of one tensor, else the tuple, as Captum does."""
-    return cast(Tensor | tuple[Tensor, ...], _format_output(len(outputs) > 1, outputs))
 
 
 def select_targets(output: Tensor, target: TargetType) -> Tensor:

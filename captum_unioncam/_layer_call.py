@@ -3,10 +3,10 @@
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,25 +29,66 @@ from captum_unioncam._reshape import (
     transformed,
 )
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class LayerCall(ModelCall):
-    """A call of ``attribute``: a model, a batch, and the layer to explain."""
+    """A call of ``attribute``: a model, a batch, and the layer to explain, or several.
 
-    layer: Module
+    Attributes:
+        layer (torch.nn.Module or list[torch.nn.Module]): What Captum takes as a layer.
+        device_ids (list[int], optional): See Captum's layer attributions.
+        attribute_to_layer_input (bool): Whether the layer's input is explained.
+        reshape_transform (Callable, optional): Of every layer's tensors.
+    """
+
+    layer: Module | list[Module]
     device_ids: list[int] | None
     attribute_to_layer_input: bool
     reshape_transform: ReshapeTransform | None
+    # What was read and differentiated, which the parts of a union share.
+    _read_once: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def layers(self) -> list[Module]:
+        """The layers; most calls have one."""
+        return [self.layer] if isinstance(self.layer, Module) else self.layer
+
+    def like(self, **other: Any) -> "LayerCall":
+        """Returns this call where all of ``other`` are its own, else one with them."""
+        if all(getattr(self, name) == value for name, value in other.items()):
+            return self
+        return replace(self, **other, _read_once={})
+
+    def formatted(
+        self, tensors: Sequence["LayerTensor"], results: Sequence[Result]
+    ) -> Any:
+        """Returns results of the layers' tensors in the form of Captum's attributions.
+
+        It is the result itself for a layer of one tensor, and a tuple for a layer of
+        several; for a list of layers, it is a tuple of these.
+        """
+        by_layer: list[list[Result]] = [[] for _ in self.layers]
+        for tensor, result in zip(tensors, results, strict=True):
+            by_layer[tensor.place].append(result)
+        forms = [part[0] if len(part) == 1 else tuple(part) for part in by_layer]
+        return forms[0] if isinstance(self.layer, Module) else tuple(forms)
 
     def tensors(self, replaceable: bool = False) -> tuple["LayerTensor", ...]:
-        """Returns the layer's tensors. Cost: 1 forward pass of the batch.
+        """Returns the tensors of all layers. Cost: 1 forward pass of the batch.
 
         Args:
             replaceable (bool, optional): Refuse a ``reshape_transform`` that
                 :meth:`replacing` cannot undo. Default: False
         """
+        known: tuple[LayerTensor, ...] | None = self._read_once.get("tensors")
+        if known is not None and not replaceable:
+            return known
         recorder = _Recorder(self)
-        with eager(), _naming_layer(), self._hooked(recorder.count):
+        with eager(), _naming_layer(), ExitStack() as hooks:
+            for place in range(len(self.layers)):
+                hooks.enter_context(self._hooked(place, recorder.counting(place)))
             originals = layer_activations(
                 recorder.forward_func,
                 self.cloned_inputs(),
@@ -58,14 +99,15 @@ class LayerCall(ModelCall):
             )
         tensors = self._read(originals, recorder)
         if replaceable and self.reshape_transform is not None:
-            for original in originals:
+            for original in self._flat(originals):
                 check_only_moves(original, self.reshape_transform)
+        self._read_once["tensors"] = tensors
         return tensors
 
     def differentiated_tensors(
         self, grad_kwargs: dict[str, Any] | None
     ) -> tuple["LayerTensor", ...]:
-        """Returns the layer's tensors with the gradients of the raw output at target.
+        """Returns the tensors of all layers with gradients of the raw output at target.
 
         A layer that the output does not depend on has zero gradients. Cost: 1 forward
         and 1 backward pass of the batch.
@@ -73,6 +115,9 @@ class LayerCall(ModelCall):
         if self.batch_size == 0:  # Captum reads the first example's output
             empty = self.tensors()
             return tuple(tensor.with_gradients(tensor.activations) for tensor in empty)
+        known: tuple[LayerTensor, ...] | None = self._read_once.get("differentiated")
+        if known is not None and self._read_once["grad_kwargs"] == grad_kwargs:
+            return known
         recorder = _Recorder(self)
         with eager(), torch.enable_grad(), _naming_layer():
             gradients, originals = layer_gradients(
@@ -85,46 +130,56 @@ class LayerCall(ModelCall):
                 attribute_to_layer_input=self.attribute_to_layer_input,
                 grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
             )
-        tensors = self._read(originals, recorder)
-        return tuple(
+        tensors = tuple(
             tensor.with_gradients(transformed(gradient, self.reshape_transform))
-            for tensor, gradient in zip(tensors, gradients, strict=True)
-        )
-
-    def _read(
-        self, originals: tuple[Tensor, ...], recorder: "_Recorder"
-    ) -> tuple["LayerTensor", ...]:
-        """Brings what the layer returned into the form (N, K, *spatial)."""
-        activations = [
-            read_activations(original, self.reshape_transform, self.inputs)
-            for original in originals
-        ]
-        return tuple(
-            LayerTensor(
-                self,
-                index,
-                at_least_float32(values),
-                values.dtype,
-                recorder.output,
-                max(recorder.runs.values(), default=0),
+            for tensor, gradient in zip(
+                self._read(originals, recorder), self._flat(gradients), strict=True
             )
-            for index, values in enumerate(activations)
         )
+        self._read_once["grad_kwargs"] = grad_kwargs
+        self._read_once["differentiated"] = self._read_once["tensors"] = tensors
+        return tensors
+
+    def _by_layer(self, found: Any) -> list[tuple[Tensor, ...]]:
+        """Returns what Captum found, a tuple or for several layers a list of them."""
+        return [found] if isinstance(self.layer, Module) else found
+
+    def _flat(self, found: Any) -> list[Tensor]:
+        return [tensor for tensors in self._by_layer(found) for tensor in tensors]
+
+    def _read(self, originals: Any, recorder: "_Recorder") -> tuple["LayerTensor", ...]:
+        """Brings what the layers returned into the form (N, K, *spatial)."""
+        tensors = []
+        for place, found in enumerate(self._by_layer(originals)):
+            for index, original in enumerate(found):
+                values = read_activations(original, self.reshape_transform, self.inputs)
+                tensors.append(
+                    LayerTensor(
+                        self,
+                        place,
+                        index,
+                        at_least_float32(values),
+                        values.dtype,
+                        recorder.output,
+                        max(recorder.runs[place].values(), default=0),
+                    )
+                )
+        return tuple(tensors)
 
     @contextmanager
     def replacing(self, tensor: "LayerTensor") -> Iterator["Replacement"]:
-        """Replaces one of the layer's tensors in every pass inside of the context."""
+        """Replaces one of the layers' tensors in every pass inside of the context."""
         replacement = Replacement(tensor)
-        with eager(), self._hooked(replacement.hook):
+        with eager(), self._hooked(tensor.place, replacement.hook):
             yield replacement
 
     @contextmanager
-    def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:
-        """Hooks the layer's input or output, and removes the hook after any exit."""
+    def _hooked(self, place: int, hook: Callable[..., Any]) -> Iterator[None]:
+        """Hooks a layer's input or output, and removes the hook after any exit."""
         if self.attribute_to_layer_input:
-            handle = self.layer.register_forward_pre_hook(hook)
+            handle = self.layers[place].register_forward_pre_hook(hook)
         else:
-            handle = self.layer.register_forward_hook(hook)
+            handle = self.layers[place].register_forward_hook(hook)
         try:
             yield
         finally:
@@ -132,19 +187,23 @@ class LayerCall(ModelCall):
 
 
 class _Recorder:
-    """Runs a layer call's model, and records its output and the layer's runs."""
+    """Runs a layer call's model, and records its output and the runs of the layers."""
 
     def __init__(self, call: LayerCall) -> None:
         self._call = call
         self.output: Tensor | None = None
-        self.runs: Counter[torch.device] = Counter()
+        self.runs: list[Counter[torch.device]] = [Counter() for _ in call.layers]
         wrap = functools.wraps(call.forward_func)  # Captum reads signature, device_ids
         self.forward_func = wrap(lambda *args: self._recorded(*args))
         self.differentiable_forward_func = wrap(lambda *args: self._with_graph(*args))
 
-    def count(self, module: Module, inp: Any, out: Any = None) -> None:
-        """Counts the layer's runs, as a hook."""
-        self.runs[device_of_run(module, inp, out)] += 1
+    def counting(self, place: int) -> Callable[..., None]:
+        """Returns a hook that counts the runs of a layer."""
+
+        def count(module: Module, inp: Any, out: Any = None) -> None:
+            self.runs[place][device_of_run(module, inp, out)] += 1
+
+        return count
 
     def _recorded(self, *args: Any) -> Tensor:
         output: Any = self._call.forward_func(*args)
@@ -171,7 +230,8 @@ class LayerTensor:
     """One tensor of a layer in one call; most layers have one.
 
     Attributes:
-        call (LayerCall): The model, the batch and the layer.
+        call (LayerCall): The model, the batch and the layers.
+        place (int): Which of the call's layers it is of.
         index (int): Which of the layer's tensors it is.
         activations (Tensor): Its channels, detached, (N, K, *spatial), in float32 or
             float64.
@@ -182,6 +242,7 @@ class LayerTensor:
     """
 
     call: LayerCall
+    place: int
     index: int
     activations: Tensor
     dtype: torch.dtype
@@ -271,6 +332,13 @@ def _naming_layer() -> Iterator[None]:
     """Names the layer where Captum or autograd do not say what its tensors lack."""
     try:
         yield
+    except KeyError as error:
+        if not isinstance(error.args[0], torch.device):
+            raise  # the model's own; Captum's where one of several layers does not run
+        raise AssertionError(
+            "Forward hook did not obtain any outputs for given layer: one of the "
+            "layers in `layer` does not run."
+        ) from error
     except AssertionError as error:
         if "input is not a torch.Tensor" not in f"{error}":
             raise  # of targets, or of a layer that does not run

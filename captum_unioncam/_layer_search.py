@@ -40,6 +40,7 @@ class _Seen:
 
     makers: list[tuple[str, int]]  # modules that return it, in which run
     other: str | None  # a module that later returns something else, not pooled
+    size: tuple[int, ...] = ()  # its spatial size
     rectified_later: bool = False  # whether a later module reads the ReLU's
 
 
@@ -109,7 +110,7 @@ class _Trace:
             # Along one direction, it cannot be told from tokens that came before.
             other = self.seen[-1].other if tensor.dim() == 3 else None
             self.tensor, self.signed = tensor, _signed(tensor)
-            self.seen.append(_Seen([maker], other))
+            self.seen.append(_Seen([maker], other, tuple(tensor.shape[2:])))
 
     def _is_spatial(self, tensor: Tensor) -> bool:
         return (
@@ -174,12 +175,16 @@ def _signed(tensor: Tensor) -> Tensor | None:
     return at_least_float32(tensor.detach()).clone()
 
 
-def last_spatial_layer(
+def spatial_layers(
     model: Module,
     inputs: Tensor | tuple[Tensor, ...],
-    additional_forward_args: Any = None,
-) -> Module:
-    """Returns what :func:`captum_unioncam.find_layer` finds."""
+    additional_forward_args: Any,
+    only_last: bool,
+) -> list[Module]:
+    """Returns the layer of the last activation, or of the last of each resolution.
+
+    See :func:`captum_unioncam.find_layer` and :func:`captum_unioncam.find_layers`.
+    """
     sizes = _checked_sizes(model, inputs)
     call = ModelCall.prepare(model, inputs, None, additional_forward_args)
     trace = _Trace(len(as_tuple(inputs)[0]), sizes)
@@ -193,15 +198,21 @@ def last_spatial_layer(
             output = model(*call.cloned_inputs(), *(call.cloned_arguments() or ()))
         scores = _scores(output)
         widths = {part.shape[1] for part in scores if part.dim() > 1}
+        found: dict[tuple[int, ...], Module] = {}  # by size, the last layer first
         for name, activation in trace.candidates(widths):
-            if _decides_output(call, modules[name]):
-                if activation.rectified_later:
-                    _warn_of_relu(name)
-                return modules[name]
-    raise ValueError(
-        "`model` has no layer that its whole output depends on: it has branches from "
-        "the inputs on, or is random; name the layer yourself."
-    )
+            if activation.size in found or not _decides_output(call, modules[name]):
+                continue
+            if activation.rectified_later:
+                _warn_of_relu(name)
+            found[activation.size] = modules[name]
+            if only_last:
+                break
+    if not found:
+        raise ValueError(
+            "`model` has no layer that its whole output depends on: it has branches "
+            "from the inputs on, or is random; name the layer yourself."
+        )
+    return list(found.values())[::-1]
 
 
 def _checked_sizes(model: Any, inputs: Any) -> list[tuple[int, ...]]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam._checks import did_you_mean
-from captum_unioncam._layer_search import last_spatial_layer
+from captum_unioncam._layer_search import spatial_layers
 
-__all__ = ["find_layer", "swin_reshape", "vit_reshape"]
+__all__ = ["find_layer", "find_layers", "swin_reshape", "vit_reshape"]
 
 
 def find_layer(
@@ -70,7 +70,37 @@ def find_layer(
         >>> find_layer(model, torch.rand(1, 3, 64, 64)) is model.layer4
         True
     """
-    return last_spatial_layer(model, inputs, additional_forward_args)
+    (layer,) = spatial_layers(model, inputs, additional_forward_args, only_last=True)
+    return layer
+
+
+def find_layers(
+    model: Module,
+    inputs: Tensor | tuple[Tensor, ...],
+    additional_forward_args: Any = None,
+) -> list[Module]:
+    r"""Returns the layer of the last activation of each resolution, from the first on.
+
+    What :func:`find_layer` finds is the last of them; the others are the last ones of
+    their spatial size that the whole output depends on alone. They are for methods
+    that take a list of layers, whose maps :func:`.fuse` joins.
+
+    Cost, warnings, arguments and errors are those of :func:`find_layer`.
+
+    Returns:
+        *list[torch.nn.Module]*, in the order in which they run.
+
+    Examples::
+
+        >>> import torch
+        >>> from torchvision.models import resnet18
+        >>> from captum_unioncam import find_layers
+        >>> model = resnet18().eval()
+        >>> layers = find_layers(model, torch.rand(1, 3, 64, 64))
+        >>> [name for name, module in model.named_modules() if module in layers]
+        ['relu', 'layer1', 'layer2', 'layer3', 'layer4']
+    """
+    return spatial_layers(model, inputs, additional_forward_args, only_last=False)
 
 
 def named_layer(model: Module, name: str) -> Module:
@@ -88,6 +118,19 @@ def named_layer(model: Module, name: str) -> Module:
             f"{did_you_mean(name, layers) or f'; it has {_listed(layers)}.'}"
         )
     return layers[name]
+
+
+def resolved_layers(forward_func: Any, layer: Any) -> Module | list[Module]:
+    """Returns a layer, or a list of layers, as :func:`resolved_layer`.
+
+    Raises:
+        TypeError or ValueError: As :func:`resolved_layer`, or for an empty list.
+    """
+    if not isinstance(layer, list | tuple):
+        return resolved_layer(forward_func, layer)
+    if not layer:
+        raise ValueError("`layer` must name at least one layer, got an empty list.")
+    return [resolved_layer(forward_func, one) for one in layer]
 
 
 def resolved_layer(forward_func: Any, layer: Module | str) -> Module:

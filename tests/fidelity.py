@@ -32,7 +32,7 @@ from captum.attr import LayerAttribution
 from PIL import Image
 from torch import Tensor, nn
 
-from captum_unioncam import UnionCAM
+from captum_unioncam import DenoisedGradCAM, UnionCAM
 from captum_unioncam._layer_call import LayerCall
 from captum_unioncam._maps import is_active, min_max
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
@@ -147,7 +147,8 @@ def quality(
     region: Tensor,
 ) -> dict[str, float]:
     """Returns the metrics of a region map and of its UnionCAM, on the model."""
-    cam = UnionCAM(model, layer, region_cam=Given(model, layer, region))
+    parts = [DenoisedGradCAM(model, layer), Given(model, layer, region)]
+    cam = UnionCAM(model, layer, parts=parts)
     union, details = cam.attribute(inputs, target, baselines=black, return_details=True)
     row = {"selected": float(details.fused_selected)}
     for name, maps in (("region", region), ("union", union)):

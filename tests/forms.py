@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from captum_unioncam import swin_reshape, vit_reshape
-from captum_unioncam.evaluation.methods import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SIZES = {1: (11,), 2: (7, 9), 3: (5, 4, 6)}

@@ -29,7 +29,7 @@ from nets import CONVOLUTIONS
 from torch import Tensor, nn
 
 from captum_unioncam._maps import upsample
-from captum_unioncam.evaluation.methods import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 from captum_unioncam.metrics import energy_pointing_game, pointing_game
 
 SIZES = {1: (256,), 2: (48, 48), 3: (20, 20, 20)}

@@ -8,7 +8,7 @@ from layer_nets import conv, images, named, pooled
 from torch import nn
 
 from captum_unioncam import GradCAM, SelectedOutput, swin_reshape, vit_reshape
-from captum_unioncam.evaluation.methods import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 
 FEW = {"max_channels": 2, "num_samples": 2, "groups": 2}
 every_method = pytest.mark.parametrize("name", METHODS)

@@ -9,7 +9,7 @@ from torchvision import models
 from torchvision.models import MaxVit, SwinTransformer, VisionTransformer
 
 from captum_unioncam import find_layer, swin_reshape, vit_reshape
-from captum_unioncam.evaluation.methods import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 
 CLASSES = 5
 # Few passes: what is tested is that each method runs on each architecture.

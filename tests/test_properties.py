@@ -13,7 +13,7 @@ from contract.shared import assert_same_states, hooks_of, methods_with, states
 from hypothesis import event, given, strategies as st
 from torch import nn
 
-from captum_unioncam.evaluation.methods import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -30,11 +30,12 @@ from captum_unioncam import (
     GradCAM,
     HiResCAM,
     LayerCAM,
+    RegionCAM,
     ScoreCAM,
     UnionCAM,
     swin_reshape,
 )
-from captum_unioncam.evaluation.methods import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 
 # Some comparisons are of constant maps: one test checks that most are not.
 pytestmark = [
@@ -270,8 +271,7 @@ def test_parts_of_unioncam_have_their_own_transform(form):
             net,
             "layer",
             **own,
-            gradient_cam=LayerCAM(net, "layer", **own),
-            region_cam=ScoreCAM(net, "layer", **own),
+            parts=[LayerCAM(net, "layer", **own), ScoreCAM(net, "layer", **own)],
         )
         return cam.attribute(images(), target=TARGET)
 
@@ -281,14 +281,15 @@ def test_parts_of_unioncam_have_their_own_transform(form):
 def test_a_part_without_its_transform_is_refused():
     net = Net(Tokens)
     transform = net.layer.transform
-    part = LayerCAM(net, net.layer)
-    cam = UnionCAM(net, net.layer, reshape_transform=transform, gradient_cam=part)
+    own = RegionCAM(net, net.layer, reshape_transform=transform)
+    parts = [LayerCAM(net, net.layer), own]
+    cam = UnionCAM(net, net.layer, reshape_transform=transform, parts=parts)
     with pytest.raises(ValueError, match="captum_unioncam.vit_reshape"):
         cam.attribute(images(), target=TARGET)
-    captums = LayerGradCam(net, net.layer)
-    cam = UnionCAM(net, net.layer, reshape_transform=transform, gradient_cam=captums)
+    parts = [LayerGradCam(net, net.layer), own]
+    cam = UnionCAM(net, net.layer, reshape_transform=transform, parts=parts)
     with pytest.raises(
-        ValueError, match="`gradient_cam` must return one map .* layer's"
+        ValueError, match="`parts`: LayerGradCam must return one map .* layer's"
     ):
         cam.attribute(images(), target=TARGET)
 

@@ -16,7 +16,7 @@ from captum_unioncam import (
     swin_reshape,
     vit_reshape,
 )
-from captum_unioncam.evaluation.methods import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 
 # Some comparisons are of constant maps: one test checks that most are not.
 pytestmark = [

@@ -10,7 +10,7 @@ import pytest
 import synthetic
 import torch
 
-from captum_unioncam.evaluation.methods import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 from captum_unioncam.metrics import energy_pointing_game, pointing_game
 
 RANKS = [1, 2, 3]

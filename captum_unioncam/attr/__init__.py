@@ -12,6 +12,7 @@ from captum_unioncam.attr.is_cam import ISCAM
 from captum_unioncam.attr.layer_cam import LayerCAM
 from captum_unioncam.attr.recipro_cam import ReciproCAM
 from captum_unioncam.attr.region_cam import RegionCAM
+from captum_unioncam.attr.rise import RISE
 from captum_unioncam.attr.score_cam import ScoreCAM
 from captum_unioncam.attr.ss_cam import SSCAM
 from captum_unioncam.attr.union_cam import UnionCAM, UnionCAMDetails
@@ -28,6 +29,7 @@ __all__ = [
     "HiResCAM",
     "ISCAM",
     "LayerCAM",
+    "RISE",
     "ReciproCAM",
     "RegionCAM",
     "SSCAM",

@@ -5,7 +5,7 @@ out. A method defines its weights; options, degenerate examples and the form of 
 result are here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,49 +24,16 @@ from captum_unioncam._layer_call import LayerCall, LayerTensor
 from captum_unioncam._maps import is_constant
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
-from captum_unioncam.layers import resolved_layer
+from captum_unioncam.layers import resolved_layers
 
 LISTED_EXAMPLES = 10
 
+# What ``layer`` may be.
+Layers = Module | str | Sequence[Module | str]
 
-class CAMAttribution(LayerAttribution):
-    """A layer attribution with one map for each example, (N, 1, *layer_size)."""
 
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        layer: Module | str,
-        device_ids: list[int] | None = None,
-        *,
-        reshape_transform: ReshapeTransform | None = None,
-    ) -> None:
-        r"""
-        Args:
-            forward_func (Callable or torch.nn.Module): The model, or any function of
-                the inputs that runs it.
-            layer (torch.nn.Module or str): The layer whose channels make the map, or
-                its dotted name where ``forward_func`` is a module, such as
-                ``"layer4.1"``. :func:`.find_layer` finds one.
-            device_ids (list[int], optional): Only if ``forward_func`` applies a
-                DataParallel model without being one. Default: None
-            reshape_transform (Callable, optional): From the layer's tensor to (N, K,
-                *spatial), such as :func:`.vit_reshape`; applied to
-                activations and gradients. Default: None, for a layer that is (N,
-                K, *spatial) already
-
-        Raises:
-            TypeError: If ``layer`` is neither a module nor a name,
-                ``reshape_transform`` is not callable, or ``forward_func`` is not the
-                module to look a name up in.
-            ValueError: If ``forward_func`` has no layer of this name.
-        """
-        check_callable("reshape_transform", reshape_transform)
-        module = resolved_layer(forward_func, layer)
-        LayerAttribution.__init__(self, forward_func, module, device_ids)
-        for base in (GradientAttribution, PerturbationAttribution):
-            if isinstance(self, base):
-                base.__init__(self, forward_func)
-        self.reshape_transform = reshape_transform
+class MapAttribution:
+    """What attributions with one map for each example share."""
 
     @classmethod
     def get_name(cls) -> str:
@@ -77,26 +44,6 @@ class CAMAttribution(LayerAttribution):
     def multiplies_by_inputs(self) -> bool:
         """Is False: a map is local, in the sense of captum.metrics.infidelity."""
         return False
-
-    def _call(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: TargetType,
-        additional_forward_args: object,
-        attribute_to_layer_input: bool,
-    ) -> LayerCall:
-        """Bundles the model and the common arguments, read at the time of the call."""
-        return LayerCall.prepare(
-            self.forward_func,
-            inputs,
-            target,
-            additional_forward_args,
-            layer=resolved_layer(self.forward_func, self.layer),  # it may be assigned
-            # DataParallel on the CPU has no devices, and needs none.
-            device_ids=self.device_ids or None,
-            attribute_to_layer_input=attribute_to_layer_input,
-            reshape_transform=self.reshape_transform,
-        )
 
     def _result(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns maps in the layer's type, and warns of degenerate examples."""
@@ -122,13 +69,91 @@ class CAMAttribution(LayerAttribution):
             )
 
 
+class CAMAttribution(MapAttribution, LayerAttribution):
+    """A layer attribution with one map for each example, (N, 1, *layer_size)."""
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layers,
+        device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
+    ) -> None:
+        r"""
+        Args:
+            forward_func (Callable or torch.nn.Module): The model, or any function of
+                the inputs that runs it.
+            layer (torch.nn.Module, str, or list of them): The layer whose channels make
+                the map, or its dotted name where ``forward_func`` is a module, such as
+                ``"layer4.1"``. :func:`.find_layer` finds one. For a list, the
+                attributions are a tuple, one for each layer: the forward and the
+                backward pass of the whole examples are made once for all of them, the
+                perturbed passes for each.
+            device_ids (list[int], optional): Only if ``forward_func`` applies a
+                DataParallel model without being one. Default: None
+            reshape_transform (Callable, optional): From the layer's tensor to (N, K,
+                *spatial), such as :func:`.vit_reshape`; applied to
+                activations and gradients. Default: None, for a layer that is (N,
+                K, *spatial) already
+
+        Raises:
+            TypeError: If ``layer`` is neither a module nor a name,
+                ``reshape_transform`` is not callable, or ``forward_func`` is not the
+                module to look a name up in.
+            ValueError: If ``forward_func`` has no layer of this name, or a list is
+                empty.
+        """
+        check_callable("reshape_transform", reshape_transform)
+        found = resolved_layers(forward_func, layer)
+        LayerAttribution.__init__(self, forward_func, found, device_ids)
+        for base in (GradientAttribution, PerturbationAttribution):
+            if isinstance(self, base):
+                base.__init__(self, forward_func)
+        self.reshape_transform = reshape_transform
+
+    def _call(
+        self,
+        inputs: Tensor | tuple[Tensor, ...] | LayerCall,
+        target: TargetType,
+        additional_forward_args: object,
+        attribute_to_layer_input: bool,
+    ) -> LayerCall:
+        """Bundles the model and the common arguments, read at the time of the call.
+
+        A union gives its own call as the inputs of its parts, which share its passes.
+        """
+        own = {
+            "layer": resolved_layers(self.forward_func, self.layer),  # may be assigned
+            # DataParallel on the CPU has no devices, and needs none.
+            "device_ids": self.device_ids or None,
+            "attribute_to_layer_input": attribute_to_layer_input,
+            "reshape_transform": self.reshape_transform,
+        }
+        if isinstance(inputs, LayerCall):
+            return inputs.like(forward_func=self.forward_func, **own)
+        return LayerCall.prepare(
+            self.forward_func, inputs, target, additional_forward_args, **own
+        )
+
+    def _attributions(
+        self, layers: Sequence[LayerTensor], maps: Iterable[Tensor]
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Returns the maps of all layers in the form of Captum's attributions."""
+        pairs = zip(layers, maps, strict=True)
+        results = [self._result(one, layer.dtype) for layer, one in pairs]
+        attributions: Tensor | tuple[Tensor, ...]
+        attributions = layers[0].call.formatted(layers, results)
+        return attributions
+
+
 class PerturbingCAM(CAMAttribution, PerturbationAttribution):
     """A CAM that runs the model on perturbed examples."""
 
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module | str,
+        layer: Layers,
         device_ids: list[int] | None = None,
         *,
         reshape_transform: ReshapeTransform | None = None,
@@ -168,7 +193,7 @@ class ScoringCAM(PerturbingCAM):
     def __init__(
         self,
         forward_func: Callable[..., Any],
-        layer: Module | str,
+        layer: Layers,
         device_ids: list[int] | None = None,
         *,
         reshape_transform: ReshapeTransform | None = None,

@@ -28,25 +28,20 @@ def weighted_union(maps: Tensor, gains: Tensor) -> Tensor:
     return weighted(maps, gains).sum(1, keepdim=True)
 
 
-def select_by_gain(
-    fused: Tensor, region: Tensor, fused_gain: Tensor, region_gain: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Keeps the fused map of an example where it scores higher than the region map.
+def select_by_gain(maps: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
+    """Keeps the map of each example that has the highest score gain; the first of ties.
 
-    Hu et al. 2024, Eq. 8 (AMS); ties go to the region map.
+    Hu et al. 2024, Eq. 8 (AMS), where the maps are the region map and the fused map.
 
     Args:
-        fused (Tensor): Fused maps, (N, 1, *spatial).
-        region (Tensor): Region maps, of the same shape.
-        fused_gain (Tensor): Score gains of the fused maps, (N,).
-        region_gain (Tensor): Score gains of the region maps, (N,).
+        maps (Tensor): The maps to choose from, (N, M, *spatial).
+        gains (Tensor): Their score gains, (N, M).
 
     Returns:
-        The selected maps, (N, 1, *spatial), and whether they are the fused ones, (N,).
+        The selected maps, (N, 1, *spatial), and their indices, (N,).
     """
-    selected = fused_gain > region_gain
-    per_example = selected.view(-1, *[1] * (fused.dim() - 1))
-    return torch.where(per_example, fused, region), selected
+    selected = gains.argmax(1)  # the first of equal ones
+    return maps[torch.arange(len(maps), device=maps.device), selected, None], selected
 
 
 def contribution_weights(gains: Tensor) -> Tensor:

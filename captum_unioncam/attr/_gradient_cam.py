@@ -7,7 +7,7 @@ from typing import Any
 from captum.attr import GradientAttribution
 from torch import Tensor
 
-from captum_unioncam._captum import TargetType, attribution_method, format_output
+from captum_unioncam._captum import TargetType, attribution_method
 from captum_unioncam._layer_call import LayerCall
 from captum_unioncam.attr._base import CAMAttribution, weighted_map
 
@@ -61,7 +61,7 @@ class GradientCAM(CAMAttribution, GradientAttribution, ABC):
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), >= 0, not scaled,
             detached, of the layer's type; a tuple of them if the layer has several
-            tensors. An example whose activations or gradients are not finite is all
+            tensors, or ``layer`` is a list. An example whose activations or gradients are not finite is all
             NaN; such examples, and constant maps, give a warning that names them.
 
         Raises:
@@ -90,10 +90,10 @@ class GradientCAM(CAMAttribution, GradientAttribution, ABC):
         grad_kwargs: dict[str, Any] | None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Returns the map of each of the layer's tensors under the method's weights."""
-        results = []
-        for layer in call.differentiated_tensors(grad_kwargs):
+        layers = call.differentiated_tensors(grad_kwargs)
+        maps = []
+        for layer in layers:
             activations, gradients = layer.activations, layer.gradients
             channel_weights = weights(activations, gradients)  # (N, K[, *spatial])
-            maps = weighted_map(channel_weights, activations, gradients)
-            results.append(self._result(maps, layer.dtype))
-        return format_output(tuple(results))
+            maps.append(weighted_map(channel_weights, activations, gradients))
+        return self._attributions(layers, maps)

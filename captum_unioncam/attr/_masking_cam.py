@@ -15,7 +15,6 @@ from captum_unioncam._baselines import Baselines
 from captum_unioncam._captum import (
     TargetType,
     attribution_method,
-    format_output,
     progress_bar,
 )
 from captum_unioncam._confidence import ScoreFunc
@@ -102,7 +101,7 @@ class MaskingCAM(ScoringCAM, ABC):
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), >= 0 for scores >= 0, not
             scaled, detached, of the layer's type; a tuple of them if the layer has
-            several tensors. An example whose activations or scores are not finite is
+            several tensors, or ``layer`` is a list. An example whose activations or scores are not finite is
             all NaN; such examples, and constant maps, give a warning that
             names them.
 
@@ -145,15 +144,16 @@ class MaskingCAM(ScoringCAM, ABC):
 
         ``changes`` gives what to make of each mask; the scores are averaged over them.
         """
-        results = []
-        for layer in call.tensors():
+        layers = call.tensors()
+        maps = []
+        for layer in layers:
             scorer = self._scorer(layer, options)
             scored = scored_map(
                 self.weights, scorer, layer.activations, changes(scorer)
             )
             self._warn_of_fidelity(scored.fidelity, options)
-            results.append(self._result(scored.maps, layer.dtype))
-        return format_output(tuple(results))
+            maps.append(scored.maps)
+        return self._attributions(layers, maps)
 
 
 class ScoredMap(NamedTuple):

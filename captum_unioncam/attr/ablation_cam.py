@@ -7,7 +7,6 @@ from captum_unioncam._activation_scoring import ActivationScorer
 from captum_unioncam._captum import (
     TargetType,
     attribution_method,
-    format_output,
     progress_bar,
 )
 from captum_unioncam._confidence import ScoreFunc
@@ -91,12 +90,11 @@ class AblationCAM(PerturbingCAM):
         if max_channels is not None:
             differentiated = call.differentiated_tensors(None)
             gradients = [layer.gradients for layer in differentiated]
-        results = []
+        maps = []
         for layer, gradient in zip(layers, gradients, strict=True):
             self._warn_of_zero_gradients(layer.activations, gradient, max_channels)
-            maps = ablation_map(layer, options, gradient)
-            results.append(self._result(maps, layer.dtype))
-        return format_output(tuple(results))
+            maps.append(ablation_map(layer, options, gradient))
+        return self._attributions(layers, maps)
 
     def _warn_of_zero_gradients(
         self, activations: Tensor, gradients: Tensor | None, max_channels: int | None

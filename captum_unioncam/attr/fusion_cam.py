@@ -1,12 +1,13 @@
 """FusionCAM: a gradient map and a region map, fused by their similarity."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from captum_unioncam._baselines import Baselines
-from captum_unioncam._captum import TargetType, attribution_method, format_output
+from captum_unioncam._captum import TargetType, attribution_method
 from captum_unioncam._checks import check_number
 from captum_unioncam._confidence import ScoreFunc
 from captum_unioncam._layer_call import LayerTensor
@@ -19,7 +20,7 @@ from captum_unioncam.attr._fusion import (
     weighted,
     weighted_union,
 )
-from captum_unioncam.attr._two_part_cam import TwoPartCAM
+from captum_unioncam.attr._uniting_cam import UnitingCAM
 from captum_unioncam.attr.denoised_grad_cam import THETA, denoise
 from captum_unioncam.attr.score_cam import increase_weights
 
@@ -33,7 +34,7 @@ def denoised_grad_cam_map(
     return nan_unless_finite(denoised, activations, gradients)
 
 
-class FusionCAM(TwoPartCAM):
+class FusionCAM(UnitingCAM):
     r"""Shows the evidence for the target where gradients and scored regions agree.
 
     The gradient map G is Grad-CAM without its entries below the ``theta``-th
@@ -69,14 +70,21 @@ class FusionCAM(TwoPartCAM):
     channels.
     """
 
-    _default_gradient_map = staticmethod(denoised_grad_cam_map)
-    _default_region_weights = staticmethod(increase_weights)
+    _gradient_map = staticmethod(denoised_grad_cam_map)
+    _region_weights = staticmethod(increase_weights)
 
-    def _fusion(self, layer: LayerTensor, scorer: MaskScorer, theta: float) -> Tensor:
+    _most_parts = 2
+
+    def _fusion(
+        self,
+        layer: LayerTensor,
+        scorer: MaskScorer,
+        theta: float,
+        given: Mapping[str, Any],
+    ) -> Tensor:
         """Returns the fusion of the two maps, in the order of the class's equations."""
-        gradient_map = self._gradient_map(layer, scorer, theta)  # G
-        region = self._region_map(layer, scorer).maps  # R
-        maps = torch.cat([gradient_map, region], 1)  # (N, 2, *spatial)
+        parts = self._part_maps(layer, scorer, theta, given)  # G and R
+        maps = torch.cat([part.maps for part in parts], 1)  # (N, 2, *spatial)
         gains = scorer.gains(maps)  # beta_G, beta_R: (N, 2)
         scaled = scale_as_mask(maps, scorer.mask_size)
         union = weighted_union(scaled, contribution_weights(gains))  # U
@@ -112,20 +120,21 @@ class FusionCAM(TwoPartCAM):
         :meth:`UnionCAM.attribute`.
         """
         check_number("theta", theta, 0, 100)
-        options = self._options(
+        options, given = self._options_of_call(
             show_progress,
+            theta,
+            grad_kwargs,
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
             fidelity=fidelity,
             perturbations_per_eval=perturbations_per_eval,
         )
-        self._check_options_of_parts(theta != THETA, grad_kwargs, options)
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        results = []
-        for layer, scorer in self._scored_layers(call, options, grad_kwargs):
-            maps = self._fusion(layer, scorer, theta)
-            results.append(self._result(maps, layer.dtype))
-        return format_output(tuple(results))
+        scored = self._scored_layers(call, options, grad_kwargs)
+        return self._attributions(
+            [layer for layer, _ in scored],
+            [self._fusion(layer, scorer, theta, given) for layer, scorer in scored],
+        )

@@ -12,7 +12,6 @@ from captum_unioncam._baselines import Baselines, blurred
 from captum_unioncam._captum import (
     TargetType,
     attribution_method,
-    format_output,
     progress_bar,
 )
 from captum_unioncam._checks import check_integer, check_number
@@ -110,12 +109,12 @@ class GroupCAM(ScoringCAM, GradientAttribution):
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        results = []
-        for layer in call.differentiated_tensors(grad_kwargs):
+        layers = call.differentiated_tensors(grad_kwargs)
+        maps = []
+        for layer in layers:
             masks = group_maps(layer.activations, layer.gradients, groups, percentile)
-            maps = self._union_of_groups(layer, masks, options)
-            results.append(self._result(maps, layer.dtype))
-        return format_output(tuple(results))
+            maps.append(self._union_of_groups(layer, masks, options))
+        return self._attributions(layers, maps)
 
     def _union_of_groups(
         self, layer: LayerTensor, masks: Tensor, options: ScoringOptions

@@ -7,7 +7,6 @@ from captum_unioncam._activation_scoring import ActivationScorer
 from captum_unioncam._captum import (
     TargetType,
     attribution_method,
-    format_output,
     progress_bar,
 )
 from captum_unioncam._confidence import ScoreFunc
@@ -78,11 +77,10 @@ class ReciproCAM(PerturbingCAM):
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        results = []
-        for layer in call.tensors(replaceable=True):
-            maps = position_map(layer, options)
-            results.append(self._result(maps, layer.dtype))
-        return format_output(tuple(results))
+        layers = call.tensors(replaceable=True)
+        return self._attributions(
+            layers, [position_map(layer, options) for layer in layers]
+        )
 
 
 def position_map(layer: LayerTensor, options: ScoringOptions) -> Tensor:

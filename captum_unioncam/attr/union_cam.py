@@ -1,66 +1,94 @@
-"""UnionCAM: a gradient map and a region map, united where the union scores higher."""
+"""UnionCAM: gradient maps and region maps, united where the union scores higher."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
+from captum.attr import LayerAttribution
 from torch import Tensor
 
 from captum_unioncam._baselines import Baselines
-from captum_unioncam._captum import TargetType, attribution_method, format_output
-from captum_unioncam._checks import check_number
+from captum_unioncam._captum import TargetType, attribution_method
+from captum_unioncam._checks import check_choice, check_number
 from captum_unioncam._confidence import ScoreFunc
 from captum_unioncam._layer_call import LayerTensor
 from captum_unioncam._maps import is_active, min_max, scale_as_mask
+from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam._scoring import MaskScorer
-from captum_unioncam.attr._base import nan_unless_finite
+from captum_unioncam.attr._base import Layers, nan_unless_finite
 from captum_unioncam.attr._fusion import select_by_gain, weighted_union
-from captum_unioncam.attr._two_part_cam import TwoPartCAM
+from captum_unioncam.attr._uniting_cam import UnitingCAM
 from captum_unioncam.attr.denoised_grad_cam import THETA, denoised_map
 from captum_unioncam.attr.region_cam import region_weights
 
 
 @dataclass(frozen=True, eq=False)
 class UnionCAMDetails:
-    """How UnionCAM came to its maps: the components, their scores, and the choice.
+    """How UnionCAM came to its maps: the parts, their scores, and the choice.
 
-    Maps are (N, 1, *layer_size), in float32 or float64, not scaled: min-max scaling the
-    fused map of the examples in ``fused_selected``, and the region map of the others,
-    gives the attributions. Everything else has the shape (N,). A gain is a score
-    gain f_c(map as a mask) - f_c(baseline), the paper's beta.
+    Maps are (N, M, *layer_size) for M parts, in float32 or float64, not scaled: min-max
+    scaling the kept ones gives the attributions. Everything else has the shape (N,)
+    but the gains of the parts. A gain is a score gain f_c(map as a mask) -
+    f_c(baseline), the paper's beta.
 
     Attributes:
-        denoised_map (Tensor): L_denoising, or the map of a ``gradient_cam``.
-        region_map (Tensor): L_region, or the map of a ``region_cam``.
-        fused_map (Tensor): L_de_region (Eq. 6), negative where gains are.
-        baseline_score (Tensor): f_c(Ib), the score of the baseline.
-        denoised_gain (Tensor): beta_denoising (Eq. 4).
-        region_gain (Tensor): beta_region (Eq. 5).
+        part_maps (Tensor): The map of each part, (N, M, *layer_size), the region map
+            last: L_denoising and L_region, or those of ``parts``.
+        part_gains (Tensor): Their gains, (N, M): beta_denoising (Eq. 4) and beta_region
+            (Eq. 5).
+        fused_map (Tensor): L_de_region (Eq. 6), (N, 1, *layer_size), negative where
+            gains are.
         fused_gain (Tensor): beta_de_region (Eq. 7).
-        fused_selected (Tensor): Whether the fused map was kept (Eq. 8), bool.
+        kept (Tensor): Which map was kept (Eq. 8), int: the number of the part, from 0,
+            or M for the fused map.
+        baseline_score (Tensor): f_c(Ib), the score of the baseline.
         total_channels (Tensor): Channels of the layer, int.
         active_channels (Tensor): Channels that are not constant, int.
-        scored_channels (Tensor): Channels that were scored, int; 0 with a
-            ``region_cam``.
+        scored_channels (Tensor): Channels that were scored, over all parts that score
+            by the union's own passes, int.
         fidelity (Tensor): Estimated correlation of the region map with the exact one; 1
             where no score was predicted, NaN where the map is.
     """
 
-    denoised_map: Tensor
-    region_map: Tensor
+    part_maps: Tensor
+    part_gains: Tensor
     fused_map: Tensor
-    baseline_score: Tensor
-    denoised_gain: Tensor
-    region_gain: Tensor
     fused_gain: Tensor
-    fused_selected: Tensor
+    kept: Tensor
+    baseline_score: Tensor
     total_channels: Tensor
     active_channels: Tensor
     scored_channels: Tensor
     fidelity: Tensor
 
+    @property
+    def denoised_map(self) -> Tensor:
+        """L_denoising, the map of the first part, (N, 1, *layer_size)."""
+        return self.part_maps[:, :1]
 
-class UnionCAM(TwoPartCAM):
+    @property
+    def region_map(self) -> Tensor:
+        """L_region, the map of the last part, (N, 1, *layer_size)."""
+        return self.part_maps[:, -1:]
+
+    @property
+    def denoised_gain(self) -> Tensor:
+        """beta_denoising, the gain of the first part (Eq. 4), (N,)."""
+        return self.part_gains[:, 0]
+
+    @property
+    def region_gain(self) -> Tensor:
+        """beta_region, the gain of the last part (Eq. 5), (N,)."""
+        return self.part_gains[:, -1]
+
+    @property
+    def fused_selected(self) -> Tensor:
+        """Whether the fused map was kept, bool, (N,)."""
+        return self.kept == self.part_maps.shape[1]
+
+
+class UnionCAM(UnitingCAM):
     r"""Shows the evidence for the target: denoised gradients and scored regions.
 
     :class:`DenoisedGradCAM` (AMD) and :class:`RegionCAM` make the component maps. AMU
@@ -93,44 +121,100 @@ class UnionCAM(TwoPartCAM):
     couples the examples. The mode is not changed: call ``model.eval()`` first.
 
     Cost: 1 forward and 1 backward pass of the batch, 5 more forward passes of it, and 1
-    for each active channel of each example. Memory does not grow with the number of
+    for each active channel of each example. Other ``parts`` cost their own masked
+    passes, 1 for each gain, and 3. Memory does not grow with the number of
     channels.
     """
 
-    _default_gradient_map = staticmethod(denoised_map)
-    _default_region_weights = staticmethod(region_weights)
+    _gradient_map = staticmethod(denoised_map)
+    _region_weights = staticmethod(region_weights)
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Layers,
+        device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
+        parts: Sequence[LayerAttribution] | None = None,
+        select: Literal["region", "best"] | None = "region",
+        scoring_func: Callable[..., Any] | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> None:
+        r"""
+        Args:
+            forward_func, layer, device_ids, reshape_transform, parts, scoring_func,
+                memory_format: See :class:`FusionCAM`. Eq. 6 sums any number of parts.
+            select (str, optional): ``"region"`` keeps the fused map where it scores
+                higher than the last part, the region map (Eq. 8); ``"best"`` keeps what
+                scores highest of the fused map and all parts; ties go to the region
+                map, then to the earlier part. None keeps the fused map (AMU without
+                AMS), for ablation studies. Default: ``"region"``, the paper's
+
+        Raises:
+            TypeError, ValueError: As :class:`FusionCAM`, or if ``select`` is another.
+        """
+        super().__init__(
+            forward_func,
+            layer,
+            device_ids,
+            reshape_transform=reshape_transform,
+            parts=parts,
+            scoring_func=scoring_func,
+            memory_format=memory_format,
+        )
+        if select is not None:
+            check_choice("select", select, ("region", "best"))
+        self.select = select
 
     def _union(
-        self, layer: LayerTensor, scorer: MaskScorer, theta: float, select: bool
+        self,
+        layer: LayerTensor,
+        scorer: MaskScorer,
+        theta: float,
+        given: Mapping[str, Any],
     ) -> tuple[Tensor, UnionCAMDetails]:
-        """Returns the union of the two maps, in the order of the paper's Figure 1."""
-        denoised = self._gradient_map(layer, scorer, theta)  # AMD, Eqs. 1 to 3
-        scored = self._region_map(layer, scorer)  # region map
-        region = scored.maps
-        maps = torch.cat([denoised, region], 1)  # (N, 2, *spatial)
-        gains = scorer.gains(maps)  # Eqs. 4, 5: (N, 2)
+        """Returns the union of the parts, in the order of the paper's Figure 1."""
+        parts = self._part_maps(layer, scorer, theta, given)  # AMD (Eqs. 1-3), region
+        maps = torch.cat([part.maps for part in parts], 1)  # (N, M, *spatial)
+        gains = scorer.gains(maps)  # Eqs. 4, 5: (N, M)
         scaled = scale_as_mask(maps, scorer.mask_size)
         fused = weighted_union(scaled, gains)  # AMU, Eq. 6: (N, 1, *spatial)
-        fused_gain = scorer.gains(fused)[:, 0]  # Eq. 7: (N,)
-        union, selected = select_by_gain(  # AMS, Eq. 8
-            fused, region, fused_gain, gains[:, 1]
+        fused_gain = scorer.gains(fused)  # Eq. 7: (N, 1)
+        union, kept = self._selected(  # AMS, Eq. 8
+            torch.cat([maps, fused], 1), torch.cat([gains, fused_gain], 1)
         )
+        channels = torch.stack([part.channels for part in parts]).sum(0)  # (N,)
         details = UnionCAMDetails(
-            denoised_map=denoised,
-            region_map=region,
+            part_maps=maps,
+            part_gains=gains,
             fused_map=fused,
+            fused_gain=fused_gain[:, 0],
+            kept=kept,
             baseline_score=scorer.reference_scores.to(gains.device),
-            denoised_gain=gains[:, 0],
-            region_gain=gains[:, 1],
-            fused_gain=fused_gain,
-            fused_selected=selected,
-            total_channels=torch.full_like(scored.channels, layer.activations.shape[1]),
+            total_channels=torch.full_like(channels, layer.activations.shape[1]),
             active_channels=is_active(layer.activations).sum(1),
-            scored_channels=scored.channels,
-            fidelity=scored.fidelity,
+            scored_channels=channels,
+            fidelity=parts[-1].fidelity,
         )
-        scaled_union = min_max(union if select else fused)
-        return nan_unless_finite(scaled_union, maps, gains, fused_gain), details
+        return nan_unless_finite(min_max(union), maps, gains, fused_gain), details
+
+    def _selected(self, maps: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the maps to keep, (N, 1, *spatial), and their numbers, (N,).
+
+        Args:
+            maps (Tensor): Of the parts and, last, the fused ones, (N, M + 1, *spatial).
+            gains (Tensor): Their gains, (N, M + 1).
+        """
+        fused = maps.shape[1] - 1
+        region, others = fused - 1, range(fused - 1)
+        candidates = {
+            None: [fused],
+            "region": [region, fused],
+            "best": [region, *others, fused],
+        }[self.select]
+        kept_maps, chosen = select_by_gain(maps[:, candidates], gains[:, candidates])
+        return kept_maps, torch.tensor(candidates, device=maps.device)[chosen]
 
     @overload
     def attribute(
@@ -145,7 +229,6 @@ class UnionCAM(TwoPartCAM):
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
         fidelity: float = 1.0,
-        select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_details: Literal[False] = False,
@@ -165,7 +248,6 @@ class UnionCAM(TwoPartCAM):
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
         fidelity: float = 1.0,
-        select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_details: Literal[True],
@@ -187,7 +269,6 @@ class UnionCAM(TwoPartCAM):
         score_func: ScoreFunc | None = None,
         max_channels: int | None = None,
         fidelity: float = 1.0,
-        select: bool = True,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
         return_details: bool = False,
@@ -232,8 +313,6 @@ class UnionCAM(TwoPartCAM):
                 in [0, 1], such as 0.99, for each example on its own. An example that
                 ``max_channels`` keeps below it gives a warning. Default: 1.0, the exact
                 map
-            select (bool, optional): Select by Eq. 8. False keeps the fused map (AMU
-                without AMS), for ablation studies. Default: True
             perturbations_per_eval (int, optional): Masks for each example in one
                 forward pass; only rounding depends on it. Default: None, which tries a
                 few numbers in a long call, and stays with the fastest
@@ -246,11 +325,12 @@ class UnionCAM(TwoPartCAM):
 
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), in [0, 1], detached, of
-            the layer's type; a tuple of them if the layer has several tensors. A
+            the layer's type; a tuple of them if the layer has several tensors, or ``layer``
+            is a list. A
             constant map is all zeros. An example whose activations, gradients or scores
             are not finite is all NaN. Such examples give a warning that names them.
             With ``return_details=True``, the attributions and :class:`UnionCAMDetails`
-            (a tuple of both for a layer of several tensors).
+            in the same form.
 
         Raises:
             ValueError: If ``theta`` is outside [0, 100], the layer is not spatial, no
@@ -271,24 +351,23 @@ class UnionCAM(TwoPartCAM):
             torch.Size([2, 1, 6, 6])
         """
         check_number("theta", theta, 0, 100)
-        options = self._options(
+        options, given = self._options_of_call(
             show_progress,
+            theta,
+            grad_kwargs,
             baselines=baselines,
             score_func=score_func,
             max_channels=max_channels,
             fidelity=fidelity,
             perturbations_per_eval=perturbations_per_eval,
         )
-        self._check_options_of_parts(theta != THETA, grad_kwargs, options)
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        maps, details = [], []
-        for layer, scorer in self._scored_layers(call, options, grad_kwargs):
-            union, detail = self._union(layer, scorer, theta, select)
-            maps.append(self._result(union, layer.dtype))
-            details.append(detail)
-        attributions = format_output(tuple(maps))
+        scored = self._scored_layers(call, options, grad_kwargs)
+        layers = [layer for layer, _ in scored]
+        unions = [self._union(layer, scorer, theta, given) for layer, scorer in scored]
+        attributions = self._attributions(layers, [union for union, _ in unions])
         if not return_details:
             return attributions
-        return attributions, tuple(details) if len(details) > 1 else details[0]
+        return attributions, call.formatted(layers, [detail for _, detail in unions])

@@ -114,7 +114,7 @@ PAPER: Mapping[str, Any] = {
 ABLATION: Mapping[str, str] = {
     "denoisedgradcam": "AMD alone",
     "regioncam": "region map alone",
-    "unioncam:select=False": "AMU, without selection",
+    "unioncam:select=None": "AMU, without selection",
     "unioncam": "UnionCAM",
     **{
         f"unioncam:theta={theta}": f"UnionCAM, theta {theta}"

@@ -3,15 +3,17 @@
 import ast
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from captum.attr import LayerAttribution
+from captum.attr import Attribution, GuidedGradCam, IntegratedGradients
+from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam import attr
 from captum_unioncam._checks import did_you_mean
+from captum_unioncam.evaluation.occlusion import Occlusion
 
 
 @dataclass(frozen=True)
@@ -19,26 +21,34 @@ class Method:
     """A way to make a map for each example of a batch.
 
     Attributes:
-        attribution (type[LayerAttribution]): The class; its name is the title, and in
-            lower case the name.
+        attribution (type[Attribution]): The class; its name is the title, and in lower
+            case the name. Where its constructor takes no layer, it explains the input.
         paper (str): Authors and year.
         link (str): Where to read the paper.
         needs_gradients (bool): Whether the model must be differentiable.
         forwards (str): Forward passes for each example of a batch of several, in
             numbers, ``active`` channels (not constant), ``used`` channels (not all
-            zero) and ``positions`` of the layer.
+            zero), ``positions`` of the layer, and ``windows`` of the input.
         deviations (str): How the map deviates from the paper's, in short.
         ignores (frozenset[str]): Options of the same name as other methods' that mean
             something else here.
+        options (Mapping[str, Any]): Options of ``attribute`` that differ from its
+            defaults.
     """
 
-    attribution: type[LayerAttribution]
+    attribution: type[Attribution]
     paper: str
     link: str
     needs_gradients: bool
     forwards: str
     deviations: str
     ignores: frozenset[str] = frozenset()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes_layer(self) -> bool:
+        """Whether the maps are of a layer; else they are of the input's size."""
+        return "layer" in inspect.signature(self.attribution).parameters
 
     @property
     def title(self) -> str:
@@ -59,11 +69,15 @@ class Method:
     ) -> Callable[..., Any]:
         """Returns ``attribute`` of an instance, with those options that the class has.
 
+        Attributions of several channels, such as Captum's of an image's pixels, become
+        one map: their sum over the channels, without negative evidence.
+
         Args:
             forward_func (Callable or torch.nn.Module): The model.
-            layer (torch.nn.Module or str): The layer, or its dotted name.
-            options (Mapping[str, Any], optional): Options of ``attribute`` for this
-                method. Default: None
+            layer (torch.nn.Module or str): The layer, or its dotted name; unused where
+                the class takes none.
+            options (Mapping[str, Any], optional): Options of the constructor and of
+                ``attribute`` for this method. Default: None
             offered (Any): Options of the constructor and of ``attribute`` for several
                 methods. Those that the class does not have, or gives another meaning,
                 are left out.
@@ -72,18 +86,26 @@ class Method:
             TypeError: If a ``reshape_transform`` would be left out.
         """
         offered = {k: v for k, v in offered.items() if k not in self.ignores}
-        built = _known(self.attribution, offered)
-        if offered.get("reshape_transform") and "reshape_transform" not in built:
+        options = options or {}
+        built = _known(self.attribution, {"layer": layer, **offered, **options})
+        transform = offered.get("reshape_transform")
+        if transform and self.takes_layer and "reshape_transform" not in built:
             raise TypeError(
                 f"`reshape_transform`: {self.title} does not take one, and would read "
                 "the layer without it; leave this method out, or add the option."
             )
-        cam = self.attribution(forward_func, layer, **built)
-        known = _known(self.attribution.attribute, offered)
-        explain: Callable[..., Any] = partial(
-            cam.attribute, **{**known, **(options or {})}
-        )
-        return explain
+        cam = self.attribution(forward_func, **built)
+        known = {**self.options, **offered, **options}
+        known = _known(self.attribution.attribute, known)
+        return partial(_one_channel, cam.attribute, **known)
+
+
+def _one_channel(attribute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Returns what ``attribute`` returns, with several channels summed to one map."""
+    result = attribute(*args, **kwargs)
+    if not isinstance(result, Tensor) or result.dim() < 3 or result.shape[1] == 1:
+        return result
+    return result.detach().sum(1, keepdim=True).relu()
 
 
 def _known(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -214,13 +236,51 @@ _ENTRIES = (
         forwards="positions + 2",
         deviations="none",
     ),
+    Method(
+        attr.RISE,
+        paper="Petsiuk et al. 2018",
+        link="https://arxiv.org/abs/1806.07421",
+        needs_gradients=False,
+        forwards="4000 + 3",
+        deviations="all examples share the masks; of the input, without a layer",
+    ),
+    Method(
+        Occlusion,
+        paper="Zeiler and Fergus 2014",
+        link="https://arxiv.org/abs/1311.2901",
+        needs_gradients=False,
+        forwards="windows + 1",
+        deviations="Captum's, summed over the channels, positive part",
+    ),
+    Method(
+        IntegratedGradients,
+        paper="Sundararajan et al. 2017",
+        link="https://arxiv.org/abs/1703.01365",
+        needs_gradients=True,
+        forwards="50",
+        deviations="Captum's, summed over the channels, positive part",
+        options={"internal_batch_size": 16},  # 50 copies of a batch are many
+    ),
+    Method(
+        GuidedGradCam,
+        paper="Selvaraju et al. 2017 (guided)",
+        link="https://arxiv.org/abs/1610.02391",
+        needs_gradients=True,
+        forwards="2",
+        deviations="Captum's, summed over the channels, positive part",
+    ),
 )
 
 METHODS: dict[str, Method] = {entry.name: entry for entry in _ENTRIES}
 
 
-# They change more than the map.
-NOT_IN_LABELS = ("return_details", "show_progress")
+# Captum's common arguments, what only Python has, and what changes more than the map.
+NOT_IN_LABELS = (
+    *("self", "inputs", "target", "additional_forward_args"),
+    *("attribute_to_layer_input", "return_details", "show_progress"),
+    *("forward_func", "model", "layer", "device_ids", "reshape_transform", "head"),
+    *("scoring_func", "memory_format", "parts"),
+)
 
 
 def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
@@ -236,7 +296,10 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
             f"are {', '.join(METHODS)}"
         )
     method = METHODS[name]
-    parameters = list(inspect.signature(method.attribution.attribute).parameters)[5:]
+    parameters = {
+        **inspect.signature(method.attribution.attribute).parameters,
+        **inspect.signature(method.attribution).parameters,
+    }
     known = [name for name in parameters if name not in NOT_IN_LABELS]
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -248,6 +311,9 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
             )
         if key in options:
             raise ValueError(f"{label!r}: {key!r} is given twice; give one value")
+        if isinstance(parameters[key].default, str) and text.isidentifier():
+            options[key] = None if text == "None" else text
+            continue
         try:
             options[key] = _number(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as e:

@@ -27,14 +27,18 @@ SIDE = 224  # of the paper's images
 Methods = dict[str, tuple[Method, dict[str, Any]]]
 
 
-class CountedCalls:
-    """A function of inputs, and how many examples went through it."""
+class CountedCalls(Module):
+    """A function of inputs, and how many examples went through it.
+
+    It is a module, because some of Captum's attributions take no function.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
         self.function = function
         self.examples = 0
 
-    def __call__(self, *args: Any) -> Any:
+    def forward(self, *args: Any) -> Any:
         self.examples += len(args[0])
         return self.function(*args)
 
@@ -193,7 +197,8 @@ def _try(task: Task) -> None:
     trial = "the methods"
     try:
         for trial in task.methods:
-            maps = task.explain(trial, max_channels=1)(task.black, target=0)
+            explain = task.explain(trial, max_channels=1, num_masks=1)
+            maps = explain(task.black, target=0)
             if isinstance(maps, tuple):
                 raise ConfigError("`layer` has several tensors; choose another")
         batch = Batch(

@@ -19,7 +19,7 @@ from captum_unioncam import (
     UnionCAM,
     XGradCAM,
 )
-from captum_unioncam.evaluation import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 
 # One forward and one backward pass.
 GRADIENT_ONLY = (
@@ -30,10 +30,10 @@ GRADIENT_ONLY = (
     HiResCAM,
     LayerCAM,
 )
-TWO_PART = (UnionCAM, FusionCAM)
-GRADIENT = (*TWO_PART, GroupCAM, *GRADIENT_ONLY)
+UNITING = (UnionCAM, FusionCAM)
+GRADIENT = (*UNITING, GroupCAM, *GRADIENT_ONLY)
 # Every channel is a mask on the inputs.
-CHANNEL_MASKING = (*TWO_PART, RegionCAM, ScoreCAM, SSCAM, ISCAM)
+CHANNEL_MASKING = (*UNITING, RegionCAM, ScoreCAM, SSCAM, ISCAM)
 MASKING = (*CHANNEL_MASKING, GroupCAM)
 # The layer's tensor is replaced, and no input is masked.
 REPLACING = (AblationCAM, ReciproCAM)
@@ -61,7 +61,7 @@ def each_of(methods):
 every_method = each_of(EVERY)
 gradient_method = each_of(GRADIENT)
 gradient_only_method = each_of(GRADIENT_ONLY)
-two_part_method = each_of(TWO_PART)
+uniting_method = each_of(UNITING)
 scoring_method = each_of(SCORING)
 masking_method = each_of(MASKING)
 replacing_method = each_of(REPLACING)

@@ -70,8 +70,8 @@ def test_theta_100_keeps_the_largest_entry():
 def fuse(weights, gradient_map, region_map, bias=5.0):
     """The map for parts that return these maps, of an image of ones."""
     net = Weighed([weights], bias)
-    parts = {"gradient_cam": Fixed(*gradient_map), "region_cam": Fixed(*region_map)}
-    cam = FusionCAM(net, net.layer, **parts)
+    parts = [Fixed(*gradient_map), Fixed(*region_map)]
+    cam = FusionCAM(net, net.layer, parts=parts)
     return cam.attribute(torch.ones(1, 1, len(weights)).double())[0, 0].tolist()
 
 
@@ -158,9 +158,7 @@ def test_a_similarity_below_zero_counts_as_zero():
     # [1 0]. P = G', Q = 0, S = [1, 0, 5/29], the second for 1 - 32/29. F = [0, 16/29,
     # 5/29 * 24/29 + 24/29 * 12/29] = [0, 16/29, 408/841], over 16/29.
     net = Net()
-    cam = FusionCAM(
-        net, net.layer, gradient_cam=Fixed(0, 4, 3), region_cam=Fixed(1, 0, 0)
-    )
+    cam = FusionCAM(net, net.layer, parts=[Fixed(0, 4, 3), Fixed(1, 0, 0)])
     actual = cam.attribute(torch.ones(1, 1, 4).double())[0, 0].tolist()
     assert actual == pytest.approx([0, 1, 51 / 58], abs=1e-12)
 

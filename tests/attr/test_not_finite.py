@@ -138,14 +138,14 @@ class Log(nn.Module):
         return self.layer(image)[:, 0, :1].log()
 
 
-def test_a_part_that_loses_infinitely_makes_the_map_nan(two_part_method):
+def test_a_part_that_loses_infinitely_makes_the_map_nan(uniting_method):
     # Over ones, [0 1 1] shows its 0 under the mask [1 1/2 0] of the gradient map, and
     # ln 1 under the mask [0 0 1] of the region map, which is finite on its own.
     net = Log()
-    parts = {"gradient_cam": Fixed(2, 1, 0), "region_cam": Fixed(0, 0, 1)}
-    cam = two_part_method(net, net.layer, **parts)
+    parts = [Fixed(2, 1, 0), Fixed(0, 0, 1)]
+    cam = uniting_method(net, net.layer, parts=parts)
     inputs = torch.cat([example([0, 1, 1]), example([2, 1, 1])])
-    with warns_of(two_part_method, 0):
+    with warns_of(uniting_method, 0):
         maps = cam.attribute(inputs, baselines=1)
     assert maps[0].isnan().all() and maps[1].isfinite().all()
 

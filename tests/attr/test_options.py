@@ -25,7 +25,7 @@ from captum_unioncam import (
     UnionCAM,
     XGradCAM,
 )
-from captum_unioncam.evaluation import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are constant")
 
@@ -46,7 +46,6 @@ METHODS_WITH = {
     "perturbations_per_eval": SCORING,
     "show_progress": SCORING,
     "grad_kwargs": GRADIENT,
-    "select": (UnionCAM,),
     "return_details": (UnionCAM,),
     "num_samples": (SSCAM, ISCAM),
     "std": (SSCAM,),

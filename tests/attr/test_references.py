@@ -31,7 +31,7 @@ from captum_unioncam import (
     UnionCAM,
     XGradCAM,
 )
-from captum_unioncam.evaluation import METHODS
+from layer_methods import LAYER_METHODS as METHODS
 
 # Signed layers have examples without positive evidence.
 pytestmark = pytest.mark.filterwarnings("ignore:.* are constant")

@@ -128,8 +128,8 @@ class HalvesNet(nn.Module):
 def test_a_layer_of_several_tensors_has_a_map_and_details_for_each():
     torch.manual_seed(0)
     net, inputs = HalvesNet(), torch.rand(2, 2, 6, 6)
-    part = LayerGradCam(net, net.layer)
-    cam = UnionCAM(net, net.layer, gradient_cam=part)
+    parts = [LayerGradCam(net, net.layer), RegionCAM(net, net.layer)]
+    cam = UnionCAM(net, net.layer, parts=parts)
     maps, details = cam.attribute(inputs, target=1, return_details=True)
     assert [m.shape for m in maps] == [(2, 1, 4, 4), (2, 1, 2, 4)]
     assert [d.region_map.shape for d in details] == [m.shape for m in maps]
@@ -164,12 +164,14 @@ def test_a_layer_without_gradient_leaves_the_region():
 def test_without_selection_the_fused_map_is_kept():
     for seed in range(6):
         net, inputs = Case().build(seed)
-        cam = UnionCAM(net, net.layer)
-        attributions, details = cam.attribute(
-            inputs, target=1, select=False, return_details=True
+        attributions, details = UnionCAM(net, net.layer, select=None).attribute(
+            inputs, target=1, return_details=True
         )
         assert torch.equal(attributions, _maps.min_max(details.fused_map))
-        selected = cam.attribute(inputs, target=1)
+        assert details.fused_selected.all()
+        selected, details = UnionCAM(net, net.layer).attribute(
+            inputs, target=1, return_details=True
+        )
         same = (selected == attributions).flatten(1).all(1)
         assert torch.equal(same | ~details.fused_selected, torch.ones(3).bool())
         if not details.fused_selected.all():

@@ -25,7 +25,7 @@ from captum_unioncam import (
     ScoreCAM,
     UnionCAM,
 )
-from captum_unioncam.evaluation.methods import METHODS as ENTRIES
+from layer_methods import LAYER_METHODS as ENTRIES
 
 METHODS = tuple(entry.attribution for entry in ENTRIES.values())
 
