@@ -15,7 +15,6 @@ from captum._utils.common import (
     _expand_target,
     _extract_device,
     _format_additional_forward_args,
-    _format_output,
     _format_tensor_into_tuples,
     _select_targets,
 )
@@ -36,7 +35,6 @@ CHECKED_HERE = {
     "_expand_target": _expand_target,
     "_extract_device": _extract_device,
     "_format_additional_forward_args": _format_additional_forward_args,
-    "_format_output": _format_output,
     "_format_tensor_into_tuples": _format_tensor_into_tuples,
     "_forward_layer_eval": _forward_layer_eval,
     "_select_targets": _select_targets,
@@ -103,7 +101,6 @@ def test_every_private_name_of_the_package_is_checked_here():
     "function, positional, keywords",
     [
         (_format_tensor_into_tuples, 1, ()),
-        (_format_output, 2, ()),
         (_format_additional_forward_args, 1, ()),
         (_select_targets, 2, ()),
         (_expand_target, 2, ()),
@@ -155,9 +152,19 @@ def test_additional_arguments_become_a_tuple_and_lists_are_opaque(x):
     assert _format_additional_forward_args([1, 2]) == ([1, 2],)
 
 
-def test_outputs_are_a_tuple_only_on_demand(x):
-    assert _format_output(False, (x,)) is x
-    assert _format_output(True, (x, x)) == (x, x)
+def test_several_layers_are_a_list_of_tuples(net, x):
+    layers = [net.unused, net.layer]
+    found = _forward_layer_eval(net, x, layers)
+    gradients, evals = compute_layer_gradients_and_eval(
+        net, layers, x, 0, grad_kwargs={"materialize_grads": True}
+    )
+    for tensors in (found, gradients, evals):
+        assert isinstance(tensors, list) and len(tensors) == 2
+        assert all(isinstance(one, tuple) and len(one) == 1 for one in tensors)
+    for place, layer in enumerate(layers):
+        assert torch.equal(found[place][0], _forward_layer_eval(net, x, layer)[0])
+        assert torch.equal(evals[place][0], found[place][0])
+    assert not gradients[0][0].any() and gradients[1][0].any()
 
 
 # Targets

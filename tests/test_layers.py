@@ -140,7 +140,7 @@ def test_a_name_takes_a_module_to_look_it_up_in(name):
             TypeError, match="may be a name, 'layer2', only if `forward"
         ):
             cam(forward_func, "layer2")
-    for layer in (None, 3, ["layer2"], net.layer2.forward, nn.ReLU, b"layer2"):
+    for layer in (None, 3, [3], ["layer2", None], net.layer2.forward, nn.ReLU, b"l"):
         with pytest.raises(TypeError, match="`layer` must be a torch.nn.Module or its"):
             cam(net, layer)
 

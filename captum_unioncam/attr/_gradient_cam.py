@@ -61,8 +61,9 @@ class GradientCAM(CAMAttribution, GradientAttribution, ABC):
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), >= 0, not scaled,
             detached, of the layer's type; a tuple of them if the layer has several
-            tensors, or ``layer`` is a list. An example whose activations or gradients are not finite is all
-            NaN; such examples, and constant maps, give a warning that names them.
+            tensors, or ``layer`` is a list. An example whose activations or gradients
+            are not finite is all NaN; such examples, and constant maps, give a warning
+            that names them.
 
         Raises:
             ValueError: If the layer is not spatial, or has tokens or channels in the

@@ -101,9 +101,9 @@ class MaskingCAM(ScoringCAM, ABC):
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), >= 0 for scores >= 0, not
             scaled, detached, of the layer's type; a tuple of them if the layer has
-            several tensors, or ``layer`` is a list. An example whose activations or scores are not finite is
-            all NaN; such examples, and constant maps, give a warning that
-            names them.
+            several tensors, or ``layer`` is a list. An example whose activations or
+            scores are not finite is all NaN; such examples, and constant maps, give a
+            warning that names them.
 
         Raises:
             ValueError: If the layer is not spatial, no input has the layer's rank,

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from captum.attr import GradientAttribution, LayerAttribution, PerturbationAttribution
 from torch import Tensor
-from torch.nn import Module
 
 from captum_unioncam._checks import check_instance
 from captum_unioncam._layer_call import LayerCall, LayerTensor

@@ -184,11 +184,18 @@ class RandomMasks:
         generator: torch.Generator | None,
     ) -> None:
         generator = generator or torch.Generator(device="cpu").manual_seed(0)
-        drawn = {"generator": generator, "device": generator.device}
-        cells = torch.rand(count, 1, *[grid] * rank, **drawn, dtype=torch.float32)
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.rand(
+                shape,
+                generator=generator,
+                device=generator.device,
+                dtype=torch.float32,
+            )
+
         self.count = count
-        self._grids = (cells < probability).float()  # (n, 1, *grid)
-        self._shifts = torch.rand(count, rank, **drawn, dtype=torch.float32)
+        self._grids = (drawn(count, 1, *[grid] * rank) < probability).float()
+        self._shifts = drawn(count, rank)
 
     def of(self, numbers: Tensor, size: Sequence[int]) -> Tensor:
         """Returns some of the masks at a size, (P, 1, *size), on their device."""
@@ -209,9 +216,11 @@ class RandomMasks:
     def weighted_sum(self, weights: Tensor, size: Sequence[int]) -> Tensor:
         """Returns the sum of all masks under weights, (N, n), as (N, *size)."""
         total = weights.new_zeros(len(weights), *size)
-        for numbers in torch.arange(self.count, device=weights.device).split(SUMMED):
+        for start in range(0, self.count, SUMMED):
+            stop = min(start + SUMMED, self.count)
+            numbers = torch.arange(start, stop, device=weights.device)
             masks = self.of(numbers, size).flatten(1).to(weights)  # (m, positions)
             # Not a matrix product, which autocast would run in half precision.
             with torch.autocast(weights.device.type, enabled=False):
-                total += (weights[:, numbers] @ masks).view_as(total)
+                total += (weights[:, start:stop] @ masks).view_as(total)
         return total

@@ -325,10 +325,10 @@ class UnionCAM(UnitingCAM):
 
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), in [0, 1], detached, of
-            the layer's type; a tuple of them if the layer has several tensors, or ``layer``
-            is a list. A
-            constant map is all zeros. An example whose activations, gradients or scores
-            are not finite is all NaN. Such examples give a warning that names them.
+            the layer's type; a tuple of them if the layer has several tensors, or
+            ``layer`` is a list. A constant map is all zeros. An example whose
+            activations, gradients or scores are not finite is all NaN. Such examples
+            give a warning that names them.
             With ``return_details=True``, the attributions and :class:`UnionCAMDetails`
             in the same form.
 

@@ -62,9 +62,10 @@ def activations_of(model, image):
     return model.activations_and_gradients(image)[0]
 
 
-def union_cam(model, image, baseline, theta=10.0, max_channels=None, select=True):
+def union_cam(model, image, baseline, theta=10.0, max_channels=None, select="region"):
     expected = union(model, image, baseline, theta, max_channels)
-    return expected if select else {**expected, "mask": expected["fused_mask"]}
+    fused = {"mask": expected["fused_mask"], "fused_selected": True}
+    return expected if select else {**expected, **fused}
 
 
 def region_cam(model, image, baseline, max_channels=None):
@@ -151,7 +152,10 @@ class Pair:
             options = {**options, "generator": generator}
         if self.method is UnionCAM:
             more["return_details"] = True
-        return self.method(net, net.layer).attribute(inputs, **options, **more)
+        built = {name: options[name] for name in ("select",) if name in options}
+        options = {k: v for k, v in options.items() if k not in built}
+        cam = self.method(net, net.layer, **built)
+        return cam.attribute(inputs, **options, **more)
 
     def check(self, net, inputs, targets, options, score="softmax", baseline=None):
         """Compares the map of each example with the reference, and returns all maps."""
@@ -197,7 +201,7 @@ THETAS = tuple({"theta": theta} for theta in (0, 10, 37.5, 90, 100))
 OF_UNION = (
     *({"theta": theta} for theta in (10.0, 0.0, 55.0)),
     {"max_channels": 2},
-    {"select": False},
+    {"select": None},
 )
 OF_FUSION = ({}, {"theta": 0.0, "max_channels": 2}, {"theta": 55.0})
 FEW_STEPS = (

@@ -306,9 +306,7 @@ def test_options_reach_the_parts_that_take_them(option, shared):
     ],
     ids=["number", "images", "score_func", "both"],
 )
-def test_a_part_that_shares_no_passes_has_the_same_map(
-    uniting_method, options
-):
+def test_a_part_that_shares_no_passes_has_the_same_map(uniting_method, options):
     net, inputs = Case().build(4)
     own, region = PARTS[uniting_method]
     gradient = own(net, net.layer)

@@ -61,7 +61,9 @@ def explain(method, net, layers, inputs, **options):
 @every_method
 @output_and_input
 @degenerate_maps_allowed()
-def test_each_layer_has_the_map_that_it_has_alone(method, net, attribute_to_layer_input):
+def test_each_layer_has_the_map_that_it_has_alone(
+    method, net, attribute_to_layer_input
+):
     images = make_images()
     options = {"attribute_to_layer_input": attribute_to_layer_input}
     entry = LAYER_METHODS[method.__name__.lower()]

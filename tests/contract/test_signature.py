@@ -126,12 +126,6 @@ def test_constructor_stores_and_never_runs_the_model(method, net):
 
 
 @every_method
-def test_constructor_refuses_a_list_of_layers(method, net):
-    with pytest.raises(TypeError, match="`layer` must be a torch.nn.Module"):
-        method(net, [net.relu])
-
-
-@every_method
 def test_attribute_stores_nothing(method, net, images):
     cam = method(net, net.relu)
     before = dict(vars(cam))
