@@ -59,7 +59,7 @@ def mu_fidelity(
     each cell in a subset by chance, so that their sizes differ, and takes Spearman's
     correlation.
 
-    Note: All examples share the subsets, which differ from each other by chance alone.
+    Note: All examples share the subsets, so that a value does not depend on the batch.
 
     Cost: ``num_samples`` + 3 forward passes of the batch, in chunks.
 
