@@ -293,6 +293,13 @@ def test_images_keep_their_type(dtype):
         assert set(last[0, 0, 1:].tolist()) <= {0, 255, 250, 200, 100}
 
 
+def test_images_are_in_the_memory_format_of_the_others():
+    torch.manual_seed(0)
+    inputs, maps = torch.rand(1, 3, 6, 6), torch.rand(1, 1, 3, 3)
+    for image in seen_by(inputs, maps, percentiles=(20, 70))[1:]:
+        assert image.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_other_inputs_pass_and_all_images_are_imputed_at_their_size():
     sizes = []
 
