@@ -39,6 +39,9 @@ Perturb = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 # From examples, (P,), columns, (P,), and the spatial size of an input to masks for it,
 # (P, 1, *size).
 MakeMasks = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+# From an input's number, its examples' values, (P, C, *size), examples, (P,), and
+# columns, (P,), to what the model sees of it.
+Change = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -311,15 +314,26 @@ class MaskScorer(Scorer):
     def masked_by(self, masks: MakeMasks) -> Perturb:
         """Returns how masks that are made when needed mask the examples."""
 
+        def mask(number: int, picked: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+            shown = self._baselines[number]
+            assert shown is not None
+            if len(shown) > 1:
+                shown = shown[rows.to(shown.device)]
+            mask = masks(rows, columns, picked.shape[2:]).to(picked.device)
+            return blend(picked, mask, shown)
+
+        return self.changed_by(mask)
+
+    def changed_by(self, change: Change) -> Perturb:
+        """Returns how a change of the inputs that are masked perturbs the examples."""
+
         def perturb(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
             inputs = []
-            for inp, baseline in zip(self._inputs, self._baselines, strict=True):
-                picks = rows.to(inp.device)
-                picked = inp[picks]  # (P, C, *size)
-                if baseline is not None:
-                    mask = masks(rows, columns, inp.shape[2:]).to(inp.device)
-                    shown = baseline if len(baseline) == 1 else baseline[picks]
-                    picked = laid_out(blend(picked, mask, shown), self._layout)
+            for number, inp in enumerate(self._inputs):
+                picked = inp[rows.to(inp.device)]  # (P, C, *size)
+                if self._baselines[number] is not None:
+                    changed = change(number, picked, rows, columns)
+                    picked = laid_out(changed, self._layout)
                 inputs.append(picked)
             return tuple(inputs)
 

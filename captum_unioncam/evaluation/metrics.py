@@ -18,6 +18,7 @@ from captum_unioncam._forward import ModelCall
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
 from captum_unioncam.captum_metrics import to_input
 from captum_unioncam.evaluation.methods import markdown_table
+from captum_unioncam.metrics import fidelity, imputation
 from captum_unioncam.metrics.confidence import confidences_under
 from captum_unioncam.metrics.curves import (
     area_under,
@@ -78,6 +79,10 @@ class Batch:
             seeds=self.seeds[one],
         )
 
+    def generators(self) -> list[torch.Generator]:
+        """Returns a new generator for each image, the same for every method."""
+        return [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
+
     def masks_of_any_box(self) -> Tensor:
         """Returns what is inside of any box, (N, 1, H, W)."""
         return torch.stack([masks.any(0, keepdim=True) for masks in self.masks])
@@ -113,6 +118,17 @@ class Measurement:
         Cost: 1 forward pass of the batch for all metrics that read them.
         """
         return confidences_under(self.batch.scorer, self.maps)
+
+    @functools.cached_property
+    def coherency(self) -> Tensor:
+        """How similar the maps and those of the masked images are, (N,).
+
+        Cost: 1 explanation of the batch for all metrics that read it.
+        """
+        batch = self.batch
+        return metrics.coherency(
+            self.explain, batch.inputs, self.maps, batch.target, batch.baselines
+        )
 
     def alone(self) -> Iterator["Measurement"]:
         """Yields each image alone, under its own seed of torch's generator.
@@ -212,11 +228,25 @@ def _sensitivity(m: Measurement) -> Tensor:
     return torch.cat(values)
 
 
-def _coherency(m: Measurement) -> Tensor:
-    batch = m.batch
-    return metrics.coherency(
-        m.explain, batch.inputs, m.maps, batch.target, batch.baselines
-    )
+def _complexity(m: Measurement) -> Tensor:
+    return metrics.complexity(m.maps, m.batch.inputs.shape[2:])
+
+
+def _adcc(m: Measurement) -> Tensor:
+    drop = metrics.confidence_drop(*m.confidences)
+    return metrics.adcc(m.coherency, _complexity(m), drop)
+
+
+def _road(m: Measurement) -> Tensor:
+    noise = imputation.PixelNoise(imputation.NOISE, m.batch.generators())
+    curve = imputation.road_curve(m.batch.scorer, m.maps, imputation.PERCENTILES, noise)
+    return curve.mean(1)
+
+
+def _mu_fidelity(m: Measurement) -> Tensor:
+    size = m.batch.inputs.shape[2:]
+    subsets = fidelity.Subsets.drawn(size, m.batch.generators())
+    return fidelity.fidelities(m.batch.scorer, m.maps, subsets)
 
 
 def _extent(mask: Tensor) -> list[int]:
@@ -242,6 +272,14 @@ METRICS: dict[str, Metric] = {
         "higher",
         lambda m: 100 * metrics.confidence_increase(*m.confidences),
     ),
+    "gain": Metric(
+        "average gain, %",
+        metrics.average_gain,
+        "share of the missing confidence that is won under the map, 0 to 1 (here in %)",
+        "Zhang et al. 2024",
+        "higher",
+        lambda m: 100 * metrics.average_gain(*m.confidences),
+    ),
     "insertion": Metric(
         "insertion",
         metrics.insertion,
@@ -264,7 +302,7 @@ METRICS: dict[str, Metric] = {
         "mean of the map in [0, 1]",
         "Poppi et al. 2021",
         "lower",
-        lambda m: metrics.complexity(m.maps, m.batch.inputs.shape[2:]),
+        _complexity,
     ),
     "coherency": Metric(
         "coherency",
@@ -272,7 +310,32 @@ METRICS: dict[str, Metric] = {
         "correlation with the map of the masked image, 0 to 1",
         "Poppi et al. 2021",
         "higher",
-        _coherency,
+        lambda m: m.coherency,
+    ),
+    "adcc": Metric(
+        "ADCC",
+        metrics.adcc,
+        "harmonic mean of coherency, 1 - complexity and 1 - drop, 0 to 1",
+        "Poppi et al. 2021",
+        "higher",
+        _adcc,
+    ),
+    "road": Metric(
+        "ROAD",
+        metrics.road,
+        "half of the confidence without the least relevant pixels, less that without "
+        "the most, imputed, -0.5 to 0.5",
+        "Rong et al. 2022",
+        "higher",
+        _road,
+    ),
+    "mu_fidelity": Metric(
+        "mu-fidelity",
+        metrics.mu_fidelity,
+        "correlation of the map's sums over random cells with the drops, -1 to 1",
+        "Bhatt et al. 2020",
+        "higher",
+        _mu_fidelity,
     ),
     "infidelity": Metric(
         "infidelity (Captum)",

@@ -1,13 +1,16 @@
 """How good a map is: metrics in Captum's style, a value for each example."""
 
-from captum_unioncam.metrics.coherence import coherency, complexity
+from captum_unioncam.metrics.coherence import adcc, coherency, complexity
 from captum_unioncam.metrics.confidence import (
+    average_gain,
     confidence_drop,
     confidence_increase,
     confidence_kept,
     masked_confidences,
 )
 from captum_unioncam.metrics.curves import deletion, insertion
+from captum_unioncam.metrics.fidelity import mu_fidelity
+from captum_unioncam.metrics.imputation import road
 from captum_unioncam.metrics.localization import (
     box_iou,
     boxes_to_masks,
@@ -16,6 +19,8 @@ from captum_unioncam.metrics.localization import (
 )
 
 __all__ = [
+    "adcc",
+    "average_gain",
     "box_iou",
     "boxes_to_masks",
     "coherency",
@@ -27,5 +32,7 @@ __all__ = [
     "energy_pointing_game",
     "insertion",
     "masked_confidences",
+    "mu_fidelity",
     "pointing_game",
+    "road",
 ]

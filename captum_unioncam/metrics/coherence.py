@@ -1,4 +1,4 @@
-"""How simple a map is, and whether the masked input has the same map."""
+"""How simple a map is, whether the masked input has the same map, and both in ADCC."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -84,7 +84,7 @@ def coherency(
     """
     call = ModelCall.prepare(explain_func, inputs, target, additional_forward_args)
     maps = checked_maps(attributions, call.batch_size)
-    size = _mask_size(call.inputs, maps)
+    size = mask_size(call.inputs, maps)
     formatted = format_baselines(baselines, call.inputs, maps.dim())
     # A broken map shows the baseline, so that it cannot break the explanation of the
     # other examples.
@@ -153,7 +153,44 @@ def complexity(attributions: Tensor, size: Sequence[int] | None = None) -> Tenso
     return torch.where(_is_finite(maps), means, torch.nan)
 
 
-def _mask_size(inputs: tuple[Tensor, ...], maps: Tensor) -> tuple[int, ...]:
+def adcc(coherency: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
+    r"""Returns the harmonic mean of coherency, simplicity and confidence, ADCC.
+
+    .. math:: 3 \left( \frac{1}{\mathrm{coherency}} + \frac{1}{1 - \mathrm{complexity}}
+        + \frac{1}{1 - \mathrm{drop}} \right)^{-1}
+
+    More is better, from 0 to 1. It is not more than three times the smallest part, so
+    that a map which is good in one respect alone has no high value.
+
+    Reference: Poppi et al., Revisiting the Evaluation of Class Activation Mapping for
+    Explainability, CVPR Workshops 2021, arXiv:2104.10252.
+
+    Note: A value for each example, whose mean is to be taken last. The authors' code
+    leaves out the power -1 of the equation.
+
+    Args:
+        coherency (Tensor): Of :func:`coherency`, (N,).
+        complexity (Tensor): Of :func:`complexity` at the input's size, (N,).
+        drop (Tensor): Of :func:`confidence_drop`, (N,), a share.
+
+    Returns:
+        *Tensor*, (N,), 0 where a part is 0, NaN where an argument is NaN or not in
+        [0, 1].
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.metrics import adcc
+        >>> coherency, complexity = torch.tensor([1.0]), torch.tensor([0.5])
+        >>> adcc(coherency, complexity, drop=torch.tensor([0.5])).tolist()
+        [0.6000000238418579]
+    """
+    parts = torch.stack([coherency, 1 - complexity, 1 - drop])  # (3, N)
+    parts = torch.where((parts >= 0) & (parts <= 1), parts, torch.nan)
+    return len(parts) / (1 / parts).sum(0)
+
+
+def mask_size(inputs: tuple[Tensor, ...], maps: Tensor) -> tuple[int, ...]:
     """Returns the spatial size of the first input that the maps can mask."""
     for inp in inputs:
         if inp.dim() == maps.dim():

@@ -32,8 +32,8 @@ def masked_confidences(
 
     where L is the map, :math:`\mathrm{mask}` resizes it to the input and scales it to
     [0, 1], and :math:`f_c` is the score, a confidence (see ``score_func``).
-    :func:`confidence_drop`, :func:`confidence_increase` and :func:`confidence_kept` are
-    functions of the two.
+    :func:`confidence_drop`, :func:`confidence_increase`, :func:`average_gain` and
+    :func:`confidence_kept` are functions of the two.
 
     Cost: 4 forward passes of the batch.
 
@@ -162,6 +162,32 @@ def confidence_increase(full: Tensor, masked: Tensor) -> Tensor:
         [0.0, 1.0]
     """
     return torch.where(masked.isnan(), torch.nan, (full < masked).to(masked))
+
+
+def average_gain(full: Tensor, masked: Tensor) -> Tensor:
+    r"""Returns the share of the missing score that is won, max(0, o - y) / (1 - y).
+
+    The mean over images, times 100, is the average gain (Zhang et al., Opti-CAM, CVIU
+    2024, arXiv:2301.07002). More is better, from 0 to 1.
+
+    Args:
+        full, masked (Tensor): As in :func:`confidence_kept`; confidences in [0, 1].
+
+    Returns:
+        *Tensor*, (N,), 0 where y is 1, which leaves nothing to win, NaN where y is more
+        than 1 or o is NaN.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.metrics import average_gain
+        >>> full, masked = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+        >>> average_gain(full, masked).tolist()
+        [0.0, 0.5]
+    """
+    missing = torch.where(full == 1, torch.inf, 1 - full)
+    missing = torch.where(missing < 0, torch.nan, missing)
+    return (masked - full).clamp(min=0) / missing
 
 
 def _nonzero(scores: Tensor) -> Tensor:

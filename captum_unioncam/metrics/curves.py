@@ -11,7 +11,7 @@ from captum_unioncam._captum import TargetType, attribution_method
 from captum_unioncam._checks import check_integer
 from captum_unioncam._confidence import ScoreFunc
 from captum_unioncam._forward import ModelCall
-from captum_unioncam._maps import checked_maps, upsample
+from captum_unioncam._maps import checked_maps, is_constant, upsample
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
 
 # Of the image that insertion starts from: the authors' code, a kernel of 11 entries.
@@ -160,7 +160,7 @@ def score_curve(
     Cost: ``steps`` - 1 forward passes of the batch.
     """
     finite = maps.isfinite().flatten(1).all(1, keepdim=True)  # (N, 1)
-    ranks = {size: _ranks(maps, size) for size in dict.fromkeys(scorer.mask_sizes)}
+    ranks = {size: pixel_ranks(maps, size) for size in dict.fromkeys(scorer.mask_sizes)}
 
     def masks(rows: Tensor, columns: Tensor, size: Sequence[int]) -> Tensor:
         ranked = ranks[tuple(size)][rows]  # (P, pixels)
@@ -182,9 +182,11 @@ def area_under(curve: Tensor) -> Tensor:
     return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
 
 
-def _ranks(maps: Tensor, size: Sequence[int]) -> Tensor:
+def pixel_ranks(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Returns the place of each pixel in falling order of the map, (N, pixels)."""
-    values = upsample(maps, size).flatten(1)  # (N, pixels)
+    # The rounding of resizing would put the pixels of a constant map in an order.
+    constant = is_constant(maps).view(-1, *[1] * (maps.dim() - 1))
+    values = upsample(torch.where(constant, 0, maps), size).flatten(1)  # (N, pixels)
     generator = torch.Generator("cpu").manual_seed(0)
     shuffled = torch.randperm(values.shape[1], generator=generator, device="cpu")
     shuffled = shuffled.to(values.device)

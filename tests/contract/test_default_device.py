@@ -103,6 +103,12 @@ METRICS = {
     ),
     "insertion": lambda net, x, maps: metrics.insertion(net, x, maps, target=1),
     "deletion": lambda net, x, maps: metrics.deletion(net, x, maps, target=1),
+    "road": lambda net, x, maps: metrics.road(net, x, maps, target=1),
+    "mu_fidelity": lambda net, x, maps: metrics.mu_fidelity(net, x, maps, target=1),
+    "average_gain": lambda net, x, maps: metrics.average_gain(
+        *metrics.masked_confidences(net, x, maps, target=1)
+    ),
+    "adcc": lambda net, x, maps: metrics.adcc(*maps[:3].flatten(1)[:, :5]),
     "pointing_game": lambda net, x, maps: metrics.pointing_game(maps, shown(x)),
     "energy": lambda net, x, maps: metrics.energy_pointing_game(maps, shown(x)),
     "box_iou": lambda net, x, maps: metrics.box_iou(

@@ -7,6 +7,7 @@ from runs import config
 
 from captum_unioncam import metrics
 from captum_unioncam.evaluation import runner
+from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.metrics import (
     METRICS,
     Batch,
@@ -141,6 +142,50 @@ def test_shared_scores_are_those_of_the_public_functions():
             (values["insertion"][0], insertion),
         ):
             assert torch.allclose(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_each_image_has_noise_and_subsets_of_its_own_seed_for_every_method():
+    batch, _ = batch_of(3, seeds=[7, 8, 9])
+    for maps, values in measured(batch, 2, ("gain", "road", "mu_fidelity")):
+        for i, seed in enumerate(batch.seeds):
+            one = slice(i, i + 1)
+            given = (batch.inputs[one], maps[one], batch.target[i])
+            net, black = batch.forward_func.net, batch.baselines
+            gain = metrics.average_gain(*metrics.masked_confidences(net, *given, black))
+            road = metrics.road(
+                net, *given, generator=torch.Generator().manual_seed(seed)
+            )
+            fidelity = metrics.mu_fidelity(
+                net, *given, black, generator=torch.Generator().manual_seed(seed)
+            )
+            assert values["gain"][i].item() == pytest.approx(100 * gain.item())
+            assert values["road"][i].item() == pytest.approx(road.item(), abs=1e-10)
+            assert values["mu_fidelity"][i].item() == pytest.approx(
+                fidelity.item(), abs=1e-8
+            )
+
+
+def test_adcc_is_of_the_parts_that_are_measured_and_explains_once_more():
+    batch, model = batch_of(3)
+    explained = []
+
+    def explain(inputs, target, **_):
+        explained.append(inputs)
+        return inputs.abs().sum(1, keepdim=True)
+
+    maps = torch.rand(3, 1, 4, 4, dtype=torch.float64)
+    m = Measurement(batch, maps, explain)
+    names = ("drop", "gain", "coherency", "complexity", "adcc")
+    values = {name: METRICS[name].measure(m) for name in names}
+    parts = (values["coherency"], values["complexity"], values["drop"] / 100)
+    assert torch.allclose(values["adcc"], metrics.adcc(*parts))
+    assert (values["adcc"] > 0).all() and len(explained) == 1
+    assert sum(map(len, model.passes)) == 3 * (3 + 1)
+
+
+def test_costly_metrics_run_only_when_asked_for():
+    chosen = set(EvaluationConfig("imagefolder:a", "b").metrics)
+    assert chosen == {*PAPER, *CURVES} and chosen < set(METRICS)
 
 
 def test_an_evaluation_runs_the_model_once_for_each_map_beyond_the_methods_passes(

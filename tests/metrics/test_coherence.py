@@ -1,4 +1,4 @@
-"""Coherency and complexity: by hand, against loops, and where they are not defined."""
+"""Coherency, complexity and ADCC: by hand, against loops, and where undefined."""
 
 import math
 
@@ -11,7 +11,8 @@ from nets import CASES
 from reference import masked, to_mask
 
 from captum_unioncam import DenoisedGradCAM, UnionCAM, as_explanation_func
-from captum_unioncam.metrics.coherence import coherency, complexity
+from captum_unioncam.metrics import confidence_drop, masked_confidences
+from captum_unioncam.metrics.coherence import adcc, coherency, complexity
 
 
 def image_itself(inputs, **_):
@@ -291,3 +292,50 @@ def test_complexity_of_coarse_maps_and_of_none():
 def test_complexity_refuses_what_is_no_map(shape, size, match):
     with pytest.raises(ValueError, match=match):
         complexity(torch.rand(shape), size)
+
+
+def test_adcc_is_the_harmonic_mean_by_hand():
+    # 3 / (1 / 1 + 1 / 0.5 + 1 / 0.5) = 0.6, and 3 / (1 / 0.25 + 1 / 1 + 1 / 1) = 0.5.
+    found = adcc(*torch.tensor([[1.0, 0.25, 1], [0.5, 0, 0], [0.5, 0, 0]]))
+    assert found.tolist() == pytest.approx([0.6, 0.5, 1])
+
+
+@pytest.mark.parametrize("parts", [(0, 0.2, 0.2), (0.9, 1, 0.2), (0.9, 0.2, 1)])
+def test_adcc_is_0_where_a_part_is(parts):
+    assert adcc(*torch.tensor(parts)[:, None]).tolist() == [0]
+
+
+@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("value", [torch.nan, -0.1, 1.1, torch.inf])
+def test_adcc_is_not_defined_where_a_part_is_not(part, value):
+    parts = torch.full((3, 2), 0.5)
+    parts[part, 0] = value
+    found = adcc(*parts)
+    assert found[0].isnan() and found[1].item() == pytest.approx(0.5)
+
+
+def test_adcc_grows_with_each_part_and_is_no_more_than_three_times_the_least():
+    torch.manual_seed(0)
+    parts = 0.1 + 0.8 * torch.rand(3, 50, dtype=torch.float64)
+    found = adcc(*parts)
+    good = torch.stack([parts[0], 1 - parts[1], 1 - parts[2]])
+    assert (found >= good.amin(0)).all() and (found <= good.amax(0)).all()
+    assert (found <= 3 * good.amin(0)).all()
+    for part, sign in enumerate((1, -1, -1)):
+        better = parts.clone()
+        better[part] += 0.05 * sign
+        assert (adcc(*better) > found).all()
+    for i in range(50):  # the loops of the paper
+        total = sum(1 / value for value in good[:, i].tolist())
+        assert found[i].item() == pytest.approx(3 / total)
+
+
+def test_adcc_of_a_model_and_of_no_examples():
+    net, inputs = CASES[0].build(0)
+    cam = LayerGradCam(net, net.layer)
+    maps = cam.attribute(inputs, target=1)
+    drop = confidence_drop(*masked_confidences(net, inputs, maps, 1))
+    again = coherency(cam.attribute, inputs, maps, target=1)
+    found = adcc(again, complexity(maps, inputs.shape[2:]), drop)
+    assert found.shape == (3,) and ((found > 0) & (found < 1)).all()
+    assert adcc(*torch.zeros(3, 0)).shape == (0,)

@@ -7,6 +7,7 @@ from nets import CASES
 from reference import Model, masked
 
 from captum_unioncam.metrics import (
+    average_gain,
     confidence_drop,
     confidence_increase,
     confidence_kept,
@@ -94,6 +95,39 @@ def test_scores_are_those_of_the_score_func():
     scores = masked_confidences(net, inputs, maps, 1, score_func=torch.sigmoid)
     others = masked_confidences(net, inputs, maps, 1)
     assert not torch.allclose(confidence_kept(*scores), confidence_kept(*others))
+
+
+def test_gain_is_the_share_of_the_missing_confidence():
+    # (.75 - .5) / .5, a drop, all that was missing, and (.3 - .2) / .8.
+    full = torch.tensor([0.5, 0.5, 0.2, 0.2], dtype=torch.float64)
+    masked = torch.tensor([0.75, 0.25, 1, 0.3], dtype=torch.float64)
+    assert average_gain(full, masked).tolist() == pytest.approx([0.5, 0, 1, 0.125])
+
+
+def test_a_full_confidence_leaves_nothing_to_gain():
+    full, masked = torch.ones(3), torch.tensor([1.0, 0.4, torch.nan])
+    gain = average_gain(full, masked)
+    assert gain[:2].tolist() == [0, 0] and gain[2].isnan()
+    # Closest to 1, the difference is still exact.
+    below = torch.nextafter(torch.ones(1), torch.zeros(1))
+    assert average_gain(below, torch.ones(1)).tolist() == [1]
+    # No confidences, such as logits.
+    assert average_gain(torch.tensor([7.0]), torch.tensor([9.0])).isnan().all()
+    assert average_gain(torch.zeros(0), torch.zeros(0)).shape == (0,)
+
+
+def test_gain_matches_the_loops():
+    net, inputs = CASES[0].build(3)
+    maps = torch.rand(3, 1, 4, 4, dtype=torch.float64)
+    found = average_gain(*masked_confidences(net, inputs, maps, 2))
+    increase = confidence_increase(*masked_confidences(net, inputs, maps, 2))
+    for i in range(3):
+        image, model = [inputs[i].numpy()], Model(net, net.layer, 2)
+        full = model.confidence(image)
+        seen = masked(image, maps[i, 0].numpy(), [np.zeros_like(image[0])])
+        expected = max(0, model.confidence(seen) - full) / (1 - full)
+        assert found[i].item() == pytest.approx(expected, abs=1e-10)
+    assert torch.equal(found > 0, increase > 0) and 0 < increase.sum()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (3, 2, 4, 4), (3, 4), (3, 1, 4)])

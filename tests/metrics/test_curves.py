@@ -91,7 +91,8 @@ def test_a_perfect_map_beats_its_inverse():
     assert (good > bad).all()
 
 
-def test_equal_pixels_come_in_an_order_that_favours_no_place():
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_equal_pixels_come_in_an_order_that_favours_no_place(value):
     # Half of a constant map's pixels are shown: as many from every part of the image.
     inputs = torch.ones(2, 1, 40, 40)
     seen = []
@@ -100,7 +101,9 @@ def test_equal_pixels_come_in_an_order_that_favours_no_place():
         seen.append(image)
         return total(image)
 
-    insertion(forward_func, inputs, torch.zeros(2, 1, 5, 5), baselines=0, steps=2)
+    insertion(
+        forward_func, inputs, torch.full((2, 1, 5, 5), value), baselines=0, steps=2
+    )
     halves = [image for batch in seen for image in batch if 0 < image.sum() < 1600]
     assert len(halves) == 2 and torch.equal(halves[0], halves[1])
     quarters = halves[0].reshape(2, 20, 2, 20).sum((1, 3))
