@@ -5,7 +5,12 @@ import warnings
 
 import pytest
 import torch
-from captum.attr import Attribution, GuidedGradCam, IntegratedGradients
+from captum.attr import (
+    Attribution,
+    GuidedGradCam,
+    IntegratedGradients,
+    LayerAttribution,
+)
 from layer_methods import LAYER_METHODS
 from torch import nn
 
@@ -240,7 +245,7 @@ def test_a_single_example_goes_twice_where_nothing_else_is_its_reference(
 # Options
 
 
-class Recording(Attribution):
+class Recording(LayerAttribution):
     """Takes a few options, and records what it gets."""
 
     calls = []
