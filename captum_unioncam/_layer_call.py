@@ -15,6 +15,7 @@ from torch.nn.parallel.scatter_gather import scatter
 
 from captum_unioncam._captum import (
     device_of_run,
+    expand_target,
     layer_activations,
     layer_gradients,
 )
@@ -38,6 +39,24 @@ class LayerCall(ModelCall):
     device_ids: list[int] | None
     attribute_to_layer_input: bool
     reshape_transform: ReshapeTransform | None
+    warns: bool = True  # of an output without a graph
+
+    def copies(self, inputs: tuple[Tensor, ...], count: int) -> "LayerCall":
+        """Returns this call for altered copies of its batch.
+
+        Args:
+            inputs (tuple[Tensor, ...]): What the model gets instead: the copies, one
+                after the other, (count * N, ...) each. Every example keeps its target
+                and its additional arguments.
+            count (int): The number of copies.
+        """
+        rows = torch.arange(self.batch_size, device=self.inputs[0].device)
+        return replace(
+            self,
+            inputs=inputs,
+            target=expand_target(self.target, count),
+            additional_forward_args=self.arguments_of(rows.repeat(count)),
+        )
 
     def tensors(self, replaceable: bool = False) -> tuple["LayerTensor", ...]:
         """Returns the layer's tensors. Cost: 1 forward pass of the batch.
@@ -158,11 +177,12 @@ class _Recorder:
         output = self._recorded(*args)
         if output.requires_grad:
             return output
-        warn_user(
-            "The output does not depend on `layer` in a way that autograd can see: its "
-            "gradients are taken for zero. Does `forward_func` detach its output, or "
-            "run under torch.no_grad?"
-        )
+        if self._call.warns:
+            warn_user(
+                "The output does not depend on `layer` in a way that autograd can see: "
+                "its gradients are taken for zero. Does `forward_func` detach its "
+                "output, or run under torch.no_grad?"
+            )
         return output.detach().requires_grad_()
 
 
