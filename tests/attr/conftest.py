@@ -12,17 +12,22 @@ from captum_unioncam import (
     GradCAMPlusPlus,
     GroupCAM,
     HiResCAM,
+    IntegratedGradCAM,
     LayerCAM,
     ReciproCAM,
     RegionCAM,
     ScoreCAM,
+    SmoothGradCAMPlusPlus,
     UnionCAM,
     XGradCAM,
 )
 from captum_unioncam.evaluation import METHODS
 
-# One forward and one backward pass.
+# Gradients of several inputs.
+SAMPLED = (SmoothGradCAMPlusPlus, IntegratedGradCAM)
+# Nothing but gradients.
 GRADIENT_ONLY = (
+    *SAMPLED,
     DenoisedGradCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -61,6 +66,7 @@ def each_of(methods):
 every_method = each_of(EVERY)
 gradient_method = each_of(GRADIENT)
 gradient_only_method = each_of(GRADIENT_ONLY)
+sampled_method = each_of(SAMPLED)
 two_part_method = each_of(TWO_PART)
 scoring_method = each_of(SCORING)
 masking_method = each_of(MASKING)

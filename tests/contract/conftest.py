@@ -9,11 +9,12 @@ from contract.shared import CLASSES, make_images, make_net, methods_with
 
 @pytest.fixture(scope="module", autouse=True)
 def few_samples():
-    """Methods that score each mask many times do so three times by default."""
+    """Methods that take many samples of something take three by default."""
     with pytest.MonkeyPatch.context() as patch:
-        for method in methods_with("num_samples"):
-            defaults = inspect.unwrap(method.attribute).__kwdefaults__
-            patch.setitem(defaults, "num_samples", 3)
+        for option in ("num_samples", "n_steps"):
+            for method in methods_with(option):
+                defaults = inspect.unwrap(method.attribute).__kwdefaults__
+                patch.setitem(defaults, option, 3)
         yield
 
 

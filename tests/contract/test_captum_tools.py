@@ -31,7 +31,7 @@ from contract.shared import (
     hooks_of,
     make_images,
     many_inputs,
-    masking_method,
+    methods_with,
     one_by_one,
 )
 
@@ -93,7 +93,7 @@ def test_noise_tunnel_takes_several_inputs(method):
     assert_same_maps(maps, cam.attribute(inputs, target=1))
 
 
-@masking_method
+@pytest.mark.parametrize("method", methods_with("baselines"))
 @pytest.mark.parametrize("shape", [(EXAMPLES, 3, *SIZE[:2]), (1, 3, 1, 1)], ids=repr)
 def test_noise_tunnel_takes_baselines(method, net, images, shape):
     baselines = torch.linspace(0, 0.5, math.prod(shape), dtype=torch.float64)
