@@ -61,6 +61,8 @@ UNMASKED = tuple(method for method in METHODS if method not in MASKING)
 REPLACING = tuple(method for method in PERTURBING if method not in MASKING)
 # Draw random numbers.
 RANDOM = methods_with("generator")
+# The defaults in this folder.
+FEW_SAMPLES = {"num_samples": 3, "n_steps": 6}
 
 # The weights of all channels sum to 1. A constant channel takes its share of that sum,
 # and the maps shrink. In all other methods a channel of zeros adds nothing. FusionCAM
