@@ -236,11 +236,13 @@ def test_integer_images_go_in_rounded_steps_and_tokens_and_booleans_stay(dtype):
 
     IntegratedGradCAM(forward_func, net.layer).attribute(
         (image, tokens, flags),
-        n_steps=3,
+        n_steps=4,
         method="riemann_trapezoid",
         baselines=(9, 5, 0),
     )
-    steps = [[[[9, 9, 9]]], [[[4, 54, 132]]], [[[0, 100, 255]]]]
+    # Of 9 + (100 - 9) * 2/3 = 69.7 the nearest is 70.
+    rows = ([9, 9, 9], [6, 39, 91], [3, 70, 173], [0, 100, 255])
+    steps = [[[row]] for row in rows]
     assert [tensors[0].tolist() for tensors in seen] == steps
     assert all(tensors[0].dtype == dtype for tensors in seen)
     for _, same_tokens, same_flags in seen:
