@@ -18,16 +18,17 @@ def blurred(
 
 
 def format_baselines(
-    baselines: Baselines, inputs: tuple[Tensor, ...], dim: int
+    baselines: Baselines, inputs: tuple[Tensor, ...], dim: int | None = None
 ) -> tuple[Tensor | None, ...]:
-    """Returns a baseline for each input, or None where none is masked.
+    """Returns a baseline for each input, or None where it has another rank.
 
     A baseline has its input's rank, and one row for each example, or one for all.
 
     Args:
         baselines: In the forms of Captum's FeatureAblation.
         inputs (tuple[Tensor, ...]): The model's inputs.
-        dim (int): Rank of the inputs that are masked.
+        dim (int, optional): Rank of the inputs that are masked. Default: None, which is
+            any
 
     Raises:
         TypeError: If a baseline is neither a tensor nor a number.
@@ -50,7 +51,7 @@ def format_baselines(
                 f"{type(baseline).__name__}."
             )
     return tuple(
-        _formatted(baseline, inp) if inp.dim() == dim else None
+        _formatted(baseline, inp) if dim in (None, inp.dim()) else None
         for baseline, inp in zip(baselines, inputs, strict=True)
     )
 

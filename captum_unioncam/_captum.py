@@ -8,6 +8,7 @@ import functools
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from fractions import Fraction
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,17 +25,23 @@ from captum._utils.gradient import (
 )
 from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import TargetType
+from captum.attr._utils.approximation_methods import (
+    SUPPORTED_METHODS,
+    approximation_parameters,
+)
 from captum.log import log_usage
 from torch import Tensor
 
 __all__ = [
     "HOOKS_LOCK",
+    "INTEGRATION_METHODS",
     "TargetType",
     "as_arguments",
     "as_tuple",
     "attribution_method",
     "device_of_run",
     "expand_target",
+    "integration_steps",
     "layer_activations",
     "layer_gradients",
     "progress_bar",
@@ -47,6 +54,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 HOOKS_LOCK = threading.RLock()
 
 # Used as they are.
+INTEGRATION_METHODS = SUPPORTED_METHODS
 device_of_run = _extract_device
 layer_activations = _forward_layer_eval
 layer_gradients = compute_layer_gradients_and_eval
@@ -88,6 +96,19 @@ def select_targets(output: Tensor, target: TargetType) -> Tensor:
 def expand_target(target: TargetType, repeats: int) -> TargetType:
     """Repeats the target of each example, as Captum does for expanded inputs."""
     return _expand_target(target, repeats)
+
+
+def integration_steps(method: str, steps: int) -> list[tuple[float, float]]:
+    """Returns the points in [0, 1] of a rule of integration, and their step sizes."""
+    step_sizes, alphas = approximation_parameters(method)
+    with torch.device("cpu"):  # whatever the default device
+        points = alphas(steps)
+    if method != "gausslegendre":
+        # Multiples of 1 / (2 steps) or 1 / (steps - 1), which Captum rounds to the
+        # default type.
+        exact = [Fraction(point).limit_denominator(2 * steps) for point in points]
+        points = list(map(float, exact))
+    return list(zip(points, step_sizes(steps), strict=True))
 
 
 def progress_bar(description: str | None, total: int) -> AbstractContextManager[Any]:

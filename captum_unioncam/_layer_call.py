@@ -15,6 +15,7 @@ from torch.nn.parallel.scatter_gather import scatter
 
 from captum_unioncam._captum import (
     device_of_run,
+    expand_target,
     layer_activations,
     layer_gradients,
 )
@@ -47,8 +48,9 @@ class LayerCall(ModelCall):
     device_ids: list[int] | None
     attribute_to_layer_input: bool
     reshape_transform: ReshapeTransform | None
-    # What was read and differentiated, which the parts of a union share.
-    _read_once: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    warns: bool = True  # of an output without a graph
+    # What was read and differentiated, while the parts of a union share it.
+    _read_once: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def layers(self) -> list[Module]:
@@ -59,7 +61,23 @@ class LayerCall(ModelCall):
         """Returns this call where all of ``other`` are its own, else one with them."""
         if all(getattr(self, name) == value for name, value in other.items()):
             return self
-        return replace(self, **other, _read_once={})
+        return replace(self, **other, _read_once=None)
+
+    @contextmanager
+    def shared(self) -> Iterator["LayerCall"]:
+        """Yields this call, whose passes are made once inside of the context.
+
+        Afterwards nothing keeps the tensors, which know their call.
+        """
+        if self._read_once is not None:  # of a union of unions
+            yield self
+            return
+        call = replace(self, _read_once={})
+        try:
+            yield call
+        finally:
+            assert call._read_once is not None
+            call._read_once.clear()
 
     def formatted(
         self, tensors: Sequence["LayerTensor"], results: Sequence[Result]
@@ -75,6 +93,24 @@ class LayerCall(ModelCall):
         forms = [part[0] if len(part) == 1 else tuple(part) for part in by_layer]
         return forms[0] if isinstance(self.layer, Module) else tuple(forms)
 
+    def copies(self, inputs: tuple[Tensor, ...], count: int) -> "LayerCall":
+        """Returns this call for altered copies of its batch.
+
+        Args:
+            inputs (tuple[Tensor, ...]): What the model gets instead: the copies, one
+                after the other, (count * N, ...) each. Every example keeps its target
+                and its additional arguments.
+            count (int): The number of copies.
+        """
+        rows = torch.arange(self.batch_size, device=self.inputs[0].device)
+        return replace(
+            self,
+            inputs=inputs,
+            target=expand_target(self.target, count),
+            additional_forward_args=self.arguments_of(rows.repeat(count)),
+            _read_once=None,
+        )
+
     def tensors(self, replaceable: bool = False) -> tuple["LayerTensor", ...]:
         """Returns the tensors of all layers. Cost: 1 forward pass of the batch.
 
@@ -82,7 +118,8 @@ class LayerCall(ModelCall):
             replaceable (bool, optional): Refuse a ``reshape_transform`` that
                 :meth:`replacing` cannot undo. Default: False
         """
-        known: tuple[LayerTensor, ...] | None = self._read_once.get("tensors")
+        kept = {} if self._read_once is None else self._read_once
+        known: tuple[LayerTensor, ...] | None = kept.get("tensors")
         if known is not None and not replaceable:
             return known
         recorder = _Recorder(self)
@@ -101,7 +138,7 @@ class LayerCall(ModelCall):
         if replaceable and self.reshape_transform is not None:
             for original in self._flat(originals):
                 check_only_moves(original, self.reshape_transform)
-        self._read_once["tensors"] = tensors
+        kept["tensors"] = tensors
         return tensors
 
     def differentiated_tensors(
@@ -115,8 +152,9 @@ class LayerCall(ModelCall):
         if self.batch_size == 0:  # Captum reads the first example's output
             empty = self.tensors()
             return tuple(tensor.with_gradients(tensor.activations) for tensor in empty)
-        known: tuple[LayerTensor, ...] | None = self._read_once.get("differentiated")
-        if known is not None and self._read_once["grad_kwargs"] == grad_kwargs:
+        kept = {} if self._read_once is None else self._read_once
+        known: tuple[LayerTensor, ...] | None = kept.get("differentiated")
+        if known is not None and kept["grad_kwargs"] == grad_kwargs:
             return known
         recorder = _Recorder(self)
         with eager(), torch.enable_grad(), _naming_layer():
@@ -136,8 +174,8 @@ class LayerCall(ModelCall):
                 self._read(originals, recorder), self._flat(gradients), strict=True
             )
         )
-        self._read_once["grad_kwargs"] = grad_kwargs
-        self._read_once["differentiated"] = self._read_once["tensors"] = tensors
+        kept["grad_kwargs"] = grad_kwargs
+        kept["differentiated"] = kept["tensors"] = tensors
         return tensors
 
     def _by_layer(self, found: Any) -> list[tuple[Tensor, ...]]:
@@ -217,11 +255,12 @@ class _Recorder:
         output = self._recorded(*args)
         if output.requires_grad:
             return output
-        warn_user(
-            "The output does not depend on `layer` in a way that autograd can see: its "
-            "gradients are taken for zero. Does `forward_func` detach its output, or "
-            "run under torch.no_grad?"
-        )
+        if self._call.warns:
+            warn_user(
+                "The output does not depend on `layer` in a way that autograd can see: "
+                "its gradients are taken for zero. Does `forward_func` detach its "
+                "output, or run under torch.no_grad?"
+            )
         return output.detach().requires_grad_()
 
 

@@ -136,21 +136,34 @@ def gaussian_blur(maps: Tensor, sigma: float, radius: int) -> Tensor:
     return values
 
 
+def as_floats(inputs: Tensor) -> Tensor:
+    """Returns inputs of any type in a floating type that holds them."""
+    if inputs.dtype in (torch.int32, torch.int64):  # which float32 cannot hold
+        return inputs.double()
+    return at_least_float32(inputs)
+
+
+def in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns what became of inputs in the type of the inputs.
+
+    Integers are rounded, and kept within their type's range.
+    """
+    if dtype.is_floating_point or dtype.is_complex:
+        return values.to(dtype)
+    if dtype == torch.bool:
+        return values >= 0.5
+    bounds = torch.iinfo(dtype)  # a cast would wrap what leaves them
+    largest = float(bounds.max)
+    if largest > bounds.max:  # int64, whose largest number no float is
+        largest = math.nextafter(largest, 0)
+    return values.round().clamp(bounds.min, largest).to(dtype)
+
+
 def blend(inputs: Tensor, masks: Tensor, baselines: Tensor) -> Tensor:
     """Masks inputs: m * x + (1 - m) * b, in the type and memory format of ``inputs``.
 
     Integer inputs are blended as floats, rounded, and kept within their type's range.
     """
-    values = at_least_float32(inputs)
-    if inputs.dtype in (torch.int32, torch.int64):  # which float32 cannot hold
-        values = inputs.double()
+    values = as_floats(inputs)
     blended = torch.lerp(baselines.to(values), values, masks.to(values))
-    if inputs.dtype.is_floating_point or inputs.dtype.is_complex:
-        return blended.to(inputs.dtype)
-    if inputs.dtype == torch.bool:
-        return blended >= 0.5
-    bounds = torch.iinfo(inputs.dtype)  # a cast would wrap what leaves them
-    largest = float(bounds.max)
-    if largest > bounds.max:  # int64, whose largest number no float is
-        largest = math.nextafter(largest, 0)
-    return blended.round().clamp(bounds.min, largest).to(inputs.dtype)
+    return in_type(blended, inputs.dtype)

@@ -68,6 +68,23 @@ CASES = [
 ]
 
 
+class Earlier(nn.Module):
+    """A ConvNet whose layer is its first one: the rest is not linear."""
+
+    def __init__(self, net: ConvNet) -> None:
+        super().__init__()
+        self.net, self.layer = net, net.first
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image)
+
+
+def earlier(case: Case = Case(), seed: int = 0) -> tuple[Earlier, Tensor]:
+    """Returns a net that is not linear after its layer, and inputs for it."""
+    net, inputs = case.build(seed)
+    return Earlier(net), inputs
+
+
 class Weighed(nn.Module):
     """A layer that is the input, and the sum of its positions under fixed weights.
 

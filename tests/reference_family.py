@@ -63,6 +63,60 @@ def grad_cam_plus_plus(activations, gradients):
     return sum_of(weights, activations)
 
 
+def smooth_grad_cam_plus_plus(activations, samples):
+    """``samples`` lists the gradients of the noisy copies."""
+    weights = []
+    for k, activation in enumerate(activations):
+        total = sum(activation[index] for index in positions(activation))
+        weight = 0.0
+        for index in positions(activation):
+            noisy = [sample[k][index] for sample in samples]
+            d1, d2, d3 = (sum(g**p for g in noisy) / len(noisy) for p in (1, 2, 3))
+            denominator = 2 * d2 + total * d3
+            alpha = d2 / denominator if denominator != 0 else 0.0
+            weight += alpha * max(d1, 0.0)
+        weights.append(weight)
+    return sum_of(weights, activations)
+
+
+def value_range(part):
+    """The largest value of an input minus the smallest."""
+    low, high = math.inf, -math.inf
+    for value in part.flat:
+        low, high = min(low, value), max(high, value)
+    return high - low
+
+
+def integration_rule(method, steps):
+    """The points of a rule in [0, 1], and their step sizes."""
+    if method == "gausslegendre":
+        roots, shares = np.polynomial.legendre.leggauss(steps)
+        return [(root + 1) / 2 for root in roots], [share / 2 for share in shares]
+    sizes = [1 / steps] * steps
+    if method == "riemann_trapezoid":
+        sizes[0] = sizes[-1] = 1 / steps / 2
+        return [i / (steps - 1) for i in range(steps)], sizes
+    offset = {"riemann_left": 0, "riemann_middle": 0.5, "riemann_right": 1}[method]
+    return [(i + offset) / steps for i in range(steps)], sizes
+
+
+def integrated_grad_cam(samples, sizes, reference=None):
+    """``samples`` are activations and gradients at each point of the path.
+
+    The authors' form; with ``reference``, the activations at its start, the paper's.
+    """
+    total = np.zeros(samples[0][0].shape[1:])
+    for (activations, gradients), size in zip(samples, sizes, strict=True):
+        step = np.zeros_like(total)
+        for k, (activation, gradient) in enumerate(zip(activations, gradients)):
+            weight = mean_of(gradient)
+            for index in positions(activation):
+                start = 0.0 if reference is None else reference[k][index]
+                step[index] += weight * (activation[index] - start)
+        total += size * (relu(step) if reference is None else step)
+    return relu(total)
+
+
 def x_grad_cam(activations, gradients):
     weights = []
     for activation, gradient in zip(activations, gradients):

@@ -24,6 +24,10 @@ from captum._utils.gradient import (
 )
 from captum._utils.progress import NullProgress, progress
 from captum._utils.typing import TargetType
+from captum.attr._utils.approximation_methods import (
+    SUPPORTED_METHODS,
+    approximation_parameters,
+)
 from captum.log import log_usage
 from torch import nn
 
@@ -31,6 +35,7 @@ import captum_unioncam._captum
 
 CHECKED_HERE = {
     "NullProgress": NullProgress,
+    "SUPPORTED_METHODS": SUPPORTED_METHODS,
     "TargetType": TargetType,
     "_expand_target": _expand_target,
     "_extract_device": _extract_device,
@@ -38,6 +43,7 @@ CHECKED_HERE = {
     "_format_tensor_into_tuples": _format_tensor_into_tuples,
     "_forward_layer_eval": _forward_layer_eval,
     "_select_targets": _select_targets,
+    "approximation_parameters": approximation_parameters,
     "compute_layer_gradients_and_eval": compute_layer_gradients_and_eval,
     "log_usage": log_usage,
     "progress": progress,
@@ -89,7 +95,7 @@ def test_every_private_name_of_the_package_is_checked_here():
         alias.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
-        and node.module.startswith(("captum._", "captum.log"))
+        and node.module.startswith(("captum._", "captum.attr._", "captum.log"))
         for alias in node.names
     }
     assert imported == set(CHECKED_HERE)
@@ -105,6 +111,7 @@ def test_every_private_name_of_the_package_is_checked_here():
         (_select_targets, 2, ()),
         (_expand_target, 2, ()),
         (_extract_device, 3, ()),
+        (approximation_parameters, 1, ()),
         (_forward_layer_eval, 4, ("device_ids", "attribute_to_layer_input")),
         (
             compute_layer_gradients_and_eval,
@@ -413,3 +420,56 @@ def test_null_progress_is_a_silent_context_manager(capsys):
     with pytest.raises(KeyError, match="passes"):
         with NullProgress():
             raise KeyError("passes")
+
+
+# Rules of integration
+
+
+def points_of(method, steps):
+    """Returns Captum's points in [0, 1], and their step sizes."""
+    step_sizes, alphas = approximation_parameters(method)
+    return alphas(steps), step_sizes(steps)
+
+
+@pytest.mark.parametrize(
+    "method, points, sizes",
+    [
+        ("riemann_left", [0, 1 / 3, 2 / 3], [1 / 3] * 3),
+        ("riemann_right", [1 / 3, 2 / 3, 1], [1 / 3] * 3),
+        ("riemann_middle", [1 / 6, 1 / 2, 5 / 6], [1 / 3] * 3),
+        ("riemann_trapezoid", [0, 1 / 2, 1], [1 / 6, 1 / 3, 1 / 6]),
+        ("gausslegendre", [0.5 - 0.15**0.5, 0.5, 0.5 + 0.15**0.5], [5 / 18, 8 / 18]),
+    ],
+)
+def test_rules_of_integration_have_these_points_and_step_sizes(method, points, sizes):
+    assert method in SUPPORTED_METHODS and len(SUPPORTED_METHODS) == 5
+    actual, actual_sizes = points_of(method, 3)
+    assert actual == pytest.approx(points, abs=1e-6)
+    assert actual_sizes[: len(sizes)] == pytest.approx(sizes)
+    # Captum's are rounded to the default type; ours are not.
+    ours = captum_unioncam._captum.integration_steps(method, 3)
+    assert [point for point, _ in ours] == pytest.approx(points, rel=1e-15)
+    assert [size for _, size in ours] == actual_sizes
+
+
+@pytest.mark.parametrize("method", SUPPORTED_METHODS)
+@pytest.mark.parametrize("steps", [2, 7, 50, 999])
+def test_steps_depend_on_no_default(method, steps):
+    expected = captum_unioncam._captum.integration_steps(method, steps)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert captum_unioncam._captum.integration_steps(method, steps) == expected
+        points, _ = points_of(method, steps)
+    finally:
+        torch.set_default_dtype(before)
+    assert [point for point, _ in expected] == pytest.approx(points, rel=1e-15)
+
+
+def test_an_unknown_rule_and_a_single_step_are_refused():
+    with pytest.raises(ValueError, match="Invalid integral approximation method"):
+        approximation_parameters("riemann")
+    for method in SUPPORTED_METHODS[:4]:
+        with pytest.raises(AssertionError, match="larger than one"):
+            points_of(method, 1)

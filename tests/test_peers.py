@@ -34,7 +34,13 @@ from peers import (
 from reference import Model, relu
 from torch import nn
 
-from captum_unioncam import GradCAMPlusPlus, HiResCAM, LayerCAM, ScoreCAM
+from captum_unioncam import (
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    ScoreCAM,
+    SmoothGradCAMPlusPlus,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +105,81 @@ def test_grad_cam_plus_plus_in_grad_cam_fades_where_gradients_are_small():
     peer = of_grad_cam(grad_cam.GradCAMPlusPlus, net, inputs)
     agree(shown(faded), peer, **GRAD_CAM)
     assert (shown(actual) - peer).abs().max() > FAR
+
+
+class Noise:
+    """Takes the place of torchcam's normal distribution: the noise of ours."""
+
+    def __init__(self, inputs, count, std=0.15):
+        flat, generator = inputs.flatten(1), torch.Generator().manual_seed(0)
+        spans = (flat.amax(1) - flat.amin(1)).view(-1, 1, 1, 1)
+        shape = (1, *inputs.shape[1:])
+        drawn = [torch.randn(shape, generator=generator) for _ in range(count)]
+        self.fields = [std * spans * one for one in drawn]
+
+    def sample(self, size):
+        self.fields.append(self.fields.pop(0))
+        return self.fields[-1]
+
+
+def smooth_in_torchcam(net, inputs, count, noise):
+    """torchcam's Smooth Grad-CAM++ under some noise, (N, *layer_size)."""
+    cam = torchcam.methods.SmoothGradCAMpp
+    with cam(net, net.layer, num_samples=count) as extractor:
+        extractor._distrib = noise
+        output = net(inputs)
+        return extractor(TARGETS, output, normalized=False)[0].detach()
+
+
+def test_smooth_grad_cam_plus_plus_in_torchcam_takes_the_last_gradients():
+    # torchcam has the ReLU of the gradients of the last noisy image where the paper has
+    # that of their mean, D1; sum_ab A_ab D3_ab where Eq. 19 of Grad-CAM++ has D3_ij
+    # sum_ab A_ab; and it sums the channels of the last noisy image under the weights,
+    # not those of the image. Its numerator is D2, as ours.
+    net, inputs = build(scale=100)
+    noise = Noise(inputs, 4)
+    activations, _ = activations_and_gradients(net, inputs)
+    noisy = np.stack(
+        [activations_and_gradients(net, inputs + one)[1] for one in noise.fields]
+    )  # (samples, N, K, h, w)
+    d1, d2, d3 = ((noisy**power).mean(0) for power in (1, 2, 3))
+    total = activations.sum((2, 3), keepdims=True)
+    weights = (d2 / (2 * d2 + total * d3) * relu(d1)).sum((2, 3))
+    actual = ours(SmoothGradCAMPlusPlus, net, inputs, num_samples=4)
+    agree(actual, weighted(weights, activations), rtol=1e-9, atol=1e-9)
+    slip = (activations * d3).sum((2, 3), keepdims=True)
+    weights = (d2 / (2 * d2 + slip + 1e-8) * relu(noisy[-1])).sum((2, 3))
+    peer = smooth_in_torchcam(net, inputs, 4, noise)
+    last, _ = activations_and_gradients(net, inputs + noise.fields[-1])
+    agree(peer, weighted(weights, last), rtol=1e-9, atol=1e-9)
+    assert distance(actual, peer).min() > FAR
+
+
+class OnePosition(nn.Module):
+    """A net whose layer has one position."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 6, 3)
+        self.layer = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images):
+        maps = self.layer(self.first(images).relu())
+        return 100 * torch.tanh(self.head(10 * maps.flatten(1)))
+
+
+@pytest.mark.filterwarnings("ignore:.* are constant")
+def test_smooth_grad_cam_plus_plus_of_one_position_and_sample_agrees_with_torchcam():
+    # The last sample is their mean, and the sum over positions has one term. The noise
+    # is small: torchcam's channels are noisy.
+    torch.manual_seed(0)
+    net, inputs = OnePosition().double(), torch.rand(3, 2, *SIZE).double()
+    options = {"num_samples": 1, "std": 1e-7}
+    actual = ours(SmoothGradCAMPlusPlus, net, inputs, **options)
+    assert (actual > 0).any()
+    peer = smooth_in_torchcam(net, inputs, 1, Noise(inputs, 1, 1e-7))
+    agree(actual, peer, rtol=1e-5, atol=1e-6)
 
 
 class Twice(nn.Module):

@@ -13,6 +13,7 @@ from contract.shared import assert_same_states, hooks_of, methods_with, states
 from hypothesis import event, given, strategies as st
 from torch import nn
 
+from captum_unioncam._captum import INTEGRATION_METHODS
 from layer_methods import LAYER_METHODS as METHODS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,6 +115,7 @@ def methods_with_name(name):
     """Returns the options of a method."""
     known = ("generator", "num_samples", "groups", "percentile", "theta", "std")
     known += ("baselines", "score_func", "max_channels", "perturbations_per_eval")
+    known += ("n_steps", "method", "relative")
     return {o for o in known if METHODS[name].attribution in methods_with(o)}
 
 
@@ -130,7 +132,10 @@ VALUES = {
     "baselines": st.sampled_from([0, 0.5, -3.0, (1,), torch.tensor(0.25)]),
     "score_func": st.sampled_from([None, torch.sigmoid, identity]),
     "max_channels": st.sampled_from([None, 1, 2, 99]),
-    "perturbations_per_eval": st.sampled_from([None, 1, 3]),
+    "perturbations_per_eval": st.sampled_from([1, 3]),
+    "n_steps": st.integers(2, 4),
+    "method": st.sampled_from(INTEGRATION_METHODS),
+    "relative": st.booleans(),
 }
 WRONG = {
     "num_samples": [0, 1.5],
@@ -142,6 +147,8 @@ WRONG = {
     "score_func": [3],
     "max_channels": [0],
     "perturbations_per_eval": [0, 2.5],
+    "n_steps": [1, 2.5],
+    "method": ["riemann", None],
 }
 blocks = st.lists(
     st.tuples(
@@ -180,7 +187,7 @@ def drawn(draw, training=False):
     known = sorted(methods_with_name(name) & VALUES.keys())
     given_options = draw(st.sets(st.sampled_from(known))) if known else set()
     # Default sample counts take a while, and prove nothing more.
-    given_options |= {"num_samples"} & set(known)
+    given_options |= {"num_samples", "n_steps"} & set(known)
     return Drawn(
         seed=draw(st.integers(0, 999)),
         rank=rank,

@@ -8,12 +8,14 @@ from captum_unioncam.attr.grad_cam import GradCAM
 from captum_unioncam.attr.grad_cam_plus_plus import GradCAMPlusPlus
 from captum_unioncam.attr.group_cam import GroupCAM
 from captum_unioncam.attr.hi_res_cam import HiResCAM
+from captum_unioncam.attr.integrated_grad_cam import IntegratedGradCAM
 from captum_unioncam.attr.is_cam import ISCAM
 from captum_unioncam.attr.layer_cam import LayerCAM
 from captum_unioncam.attr.recipro_cam import ReciproCAM
 from captum_unioncam.attr.region_cam import RegionCAM
 from captum_unioncam.attr.rise import RISE
 from captum_unioncam.attr.score_cam import ScoreCAM
+from captum_unioncam.attr.smooth_grad_cam_plus_plus import SmoothGradCAMPlusPlus
 from captum_unioncam.attr.ss_cam import SSCAM
 from captum_unioncam.attr.union_cam import UnionCAM, UnionCAMDetails
 from captum_unioncam.attr.x_grad_cam import XGradCAM
@@ -28,12 +30,14 @@ __all__ = [
     "GroupCAM",
     "HiResCAM",
     "ISCAM",
+    "IntegratedGradCAM",
     "LayerCAM",
     "RISE",
     "ReciproCAM",
     "RegionCAM",
     "SSCAM",
     "ScoreCAM",
+    "SmoothGradCAMPlusPlus",
     "UnionCAM",
     "UnionCAMDetails",
     "XGradCAM",

@@ -133,8 +133,9 @@ class FusionCAM(UnitingCAM):
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        scored = self._scored_layers(call, options, grad_kwargs)
-        return self._attributions(
-            [layer for layer, _ in scored],
-            [self._fusion(layer, scorer, theta, given) for layer, scorer in scored],
-        )
+        with call.shared() as call:
+            scored = self._scored_layers(call, options, grad_kwargs)
+            return self._attributions(
+                [layer for layer, _ in scored],
+                [self._fusion(layer, scorer, theta, given) for layer, scorer in scored],
+            )

@@ -36,9 +36,19 @@ class GradCAMPlusPlus(GradientCAM):
     def weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """Returns w_k, (N, K)."""
         # g ** 2 and g ** 3, which underflow, cancel: alpha = 1 / (2 + sum(A) g).
-        dims = spatial_dims(activations)
-        denominators = 2 + activations.sum(dims, keepdim=True) * gradients
-        usable = (gradients > 0) & (denominators != 0)
-        # (N, K, *spatial); 0 where it is not usable.
-        alpha = torch.where(usable, denominators, torch.inf).reciprocal()
-        return (alpha * F.relu(gradients)).sum(dims)
+        return plus_plus_weights(activations, gradients, gradients)
+
+
+def plus_plus_weights(activations: Tensor, gradients: Tensor, ratios: Tensor) -> Tensor:
+    """Returns w_k, (N, K), where alpha = 1 / (2 + sum(A) * ratio).
+
+    Args:
+        activations, gradients (Tensor): A and g, (N, K, *spatial).
+        ratios (Tensor): The third derivatives over the second ones, of the same shape.
+    """
+    dims = spatial_dims(activations)
+    denominators = 2 + activations.sum(dims, keepdim=True) * ratios
+    usable = (gradients > 0) & (denominators != 0)
+    # (N, K, *spatial); 0 where it is not usable.
+    alpha = torch.where(usable, denominators, torch.inf).reciprocal()
+    return (alpha * F.relu(gradients)).sum(dims)

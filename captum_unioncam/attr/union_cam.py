@@ -364,9 +364,12 @@ class UnionCAM(UnitingCAM):
         call = self._call(
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
-        scored = self._scored_layers(call, options, grad_kwargs)
-        layers = [layer for layer, _ in scored]
-        unions = [self._union(layer, scorer, theta, given) for layer, scorer in scored]
+        with call.shared() as call:
+            scored = self._scored_layers(call, options, grad_kwargs)
+            layers = [layer for layer, _ in scored]
+            unions = [
+                self._union(layer, scorer, theta, given) for layer, scorer in scored
+            ]
         attributions = self._attributions(layers, [union for union, _ in unions])
         if not return_details:
             return attributions

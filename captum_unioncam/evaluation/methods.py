@@ -188,6 +188,22 @@ _ENTRIES = (
         deviations="one layer, without the tanh for fusing several",
     ),
     Method(
+        attr.SmoothGradCAMPlusPlus,
+        paper="Omeiza et al. 2019",
+        link="https://arxiv.org/abs/1908.01224",
+        needs_gradients=True,
+        forwards="25 + 1",
+        deviations="second derivatives in the numerator, as in Grad-CAM++",
+    ),
+    Method(
+        attr.IntegratedGradCAM,
+        paper="Sattarzadeh et al. 2021",
+        link="https://arxiv.org/abs/2102.07805",
+        needs_gradients=True,
+        forwards="50",
+        deviations="the authors' code by default; the paper's form by `relative`",
+    ),
+    Method(
         attr.ScoreCAM,
         paper="Wang et al. 2020",
         link="https://arxiv.org/abs/1910.01279",

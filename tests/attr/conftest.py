@@ -12,17 +12,22 @@ from captum_unioncam import (
     GradCAMPlusPlus,
     GroupCAM,
     HiResCAM,
+    IntegratedGradCAM,
     LayerCAM,
     ReciproCAM,
     RegionCAM,
     ScoreCAM,
+    SmoothGradCAMPlusPlus,
     UnionCAM,
     XGradCAM,
 )
 from layer_methods import LAYER_METHODS as METHODS
 
-# One forward and one backward pass.
+# Gradients of several inputs.
+SAMPLED = (SmoothGradCAMPlusPlus, IntegratedGradCAM)
+# Nothing but gradients.
 GRADIENT_ONLY = (
+    *SAMPLED,
     DenoisedGradCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -62,6 +67,7 @@ every_method = each_of(EVERY)
 gradient_method = each_of(GRADIENT)
 gradient_only_method = each_of(GRADIENT_ONLY)
 uniting_method = each_of(UNITING)
+sampled_method = each_of(SAMPLED)
 scoring_method = each_of(SCORING)
 masking_method = each_of(MASKING)
 replacing_method = each_of(REPLACING)

@@ -18,10 +18,12 @@ from captum_unioncam import (
     GradCAMPlusPlus,
     GroupCAM,
     HiResCAM,
+    IntegratedGradCAM,
     LayerCAM,
     ReciproCAM,
     RegionCAM,
     ScoreCAM,
+    SmoothGradCAMPlusPlus,
     UnionCAM,
     XGradCAM,
 )
@@ -33,23 +35,28 @@ EVERY = tuple(method.attribution for method in METHODS.values())
 CHANNEL_MASKING = (UnionCAM, FusionCAM, RegionCAM, ScoreCAM, SSCAM, ISCAM)
 MASKING = (*CHANNEL_MASKING, GroupCAM)
 SCORING = (*MASKING, AblationCAM, ReciproCAM)
+SAMPLED = (SmoothGradCAMPlusPlus, IntegratedGradCAM)
 GRADIENT = (
+    *SAMPLED,
     *(UnionCAM, FusionCAM, GroupCAM, DenoisedGradCAM),
     *(GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM),
 )
 METHODS_WITH = {
     "theta": (UnionCAM, FusionCAM, DenoisedGradCAM),
-    "baselines": MASKING,
+    "baselines": (*MASKING, IntegratedGradCAM),
     "score_func": SCORING,
     "max_channels": (*CHANNEL_MASKING, AblationCAM),
     "fidelity": CHANNEL_MASKING,
-    "perturbations_per_eval": SCORING,
+    "perturbations_per_eval": (*SCORING, *SAMPLED),
     "show_progress": SCORING,
     "grad_kwargs": GRADIENT,
     "return_details": (UnionCAM,),
-    "num_samples": (SSCAM, ISCAM),
-    "std": (SSCAM,),
-    "generator": (SSCAM,),
+    "num_samples": (SSCAM, ISCAM, SmoothGradCAMPlusPlus),
+    "std": (SSCAM, SmoothGradCAMPlusPlus),
+    "generator": (SSCAM, SmoothGradCAMPlusPlus),
+    "n_steps": (IntegratedGradCAM,),
+    "method": (IntegratedGradCAM,),
+    "relative": (IntegratedGradCAM,),
     "groups": (GroupCAM,),
     "percentile": (GroupCAM,),
 }
@@ -66,6 +73,7 @@ RULES = {
     "perturbations_per_eval": (OR_NONE, (0, -3), (2.0, "2", True)),
     "num_samples": (COUNT, (0, -3), (2.0, "2", True, None)),
     "groups": (COUNT, (0, -3), (2.0, "2", True, None)),
+    "n_steps": ("an int >= 2", (1, 0), (2.0, "2", True, None)),
     "score_func": ("a callable or None", (), (3, "softmax")),
     "generator": ("a Generator or None", (), (0, "cpu", torch.manual_seed)),
 }
@@ -88,8 +96,10 @@ def name_of(value):
 def refuses(method, option, value, error, shown):
     """Expects an error that names option, rule and value, before any pass."""
     net, inputs = Case().build(0)
-    counted = Counted(net)
-    message = re.escape(f"`{option}` must be {RULES[option][0]}, got {shown}")
+    counted, rule = Counted(net), RULES[option][0]
+    if method in SAMPLED and option == "perturbations_per_eval":
+        rule = COUNT
+    message = re.escape(f"`{option}` must be {rule}, got {shown}")
     with pytest.raises(error, match=message):
         method(counted, net.layer).attribute(inputs, target=0, **{option: value})
     assert not counted.sizes
@@ -142,6 +152,7 @@ def test_refuses_the_options_of_other_methods(method, option):
         ),
         (GroupCAM, "percentile", 70.0, np.int64(70)),
         (SSCAM, "std", 2.0, np.float64(2)),
+        (SmoothGradCAMPlusPlus, "std", 0.15, np.float64(0.15)),
     ],
     ids=name_of,
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import reference_family as family
 import torch
-from nets import CASES, Case, ManyChannels, ThreeInputs, Weighed, example
+from nets import CASES, Case, ManyChannels, ThreeInputs, Weighed, earlier, example
 from reference import Model, denoising, min_max, region, resize, union
 
 from captum_unioncam import (
@@ -24,10 +24,12 @@ from captum_unioncam import (
     GradCAMPlusPlus,
     GroupCAM,
     HiResCAM,
+    IntegratedGradCAM,
     LayerCAM,
     ReciproCAM,
     RegionCAM,
     ScoreCAM,
+    SmoothGradCAMPlusPlus,
     UnionCAM,
     XGradCAM,
 )
@@ -106,6 +108,37 @@ def ss_cam(
             noise[size] = std * torch.randn(num_samples, *size, generator=drawing)
     noise = {size: maps.numpy() for size, maps in noise.items()}
     return family.ss_cam(model, image, baseline, activations, noise, max_channels)
+
+
+def smooth_grad_cam_plus_plus(
+    model, image, baseline, num_samples=25, std=0.15, generator=0
+):
+    """The noise is float32, drawn for one input after another, sample by sample."""
+    drawing, samples = torch.Generator().manual_seed(generator), []
+    for _ in range(num_samples):
+        noisy = []
+        for part in image:
+            noise = torch.randn(part.shape, generator=drawing).numpy()
+            noisy.append(part + std * family.value_range(part) * noise)
+        samples.append(model.activations_and_gradients(noisy)[1])
+    return family.smooth_grad_cam_plus_plus(activations_of(model, image), samples)
+
+
+def integrated_grad_cam(
+    model,
+    image,
+    baseline,
+    n_steps=50,
+    method="riemann_left",
+    relative=False,
+    baselines=0.0,
+):
+    points, sizes = family.integration_rule(method, n_steps)
+    path = [[baselines + a * (part - baselines) for part in image] for a in points]
+    samples = [model.activations_and_gradients(between) for between in path]
+    start = [np.full_like(part, baselines) for part in image]
+    reference = activations_of(model, start) if relative else None
+    return family.integrated_grad_cam(samples, sizes, reference)
 
 
 def group_cam(model, image, baseline, **options):
@@ -214,6 +247,16 @@ LITTLE_NOISE = (
     {"num_samples": 3, "std": 0.7, "generator": 0},
     {"num_samples": 3, "std": 0.7, "generator": 1, "max_channels": 2},
 )
+NOISY_INPUTS = (
+    {"num_samples": 3, "generator": 1},
+    {"num_samples": 4, "std": 0.5, "generator": 0},
+)
+PATHS = (
+    {"n_steps": 4},
+    {"n_steps": 3, "method": "riemann_trapezoid", "baselines": 0.3},
+    {"n_steps": 3, "method": "gausslegendre", "relative": True},
+    {"n_steps": 3, "method": "riemann_middle", "relative": True, "baselines": -0.5},
+)
 GROUPS = (
     {},
     {"groups": 1, "percentile": 0},
@@ -231,6 +274,8 @@ PAIRS = [
     Pair(XGradCAM, of_gradients(family.x_grad_cam), rtol=1e-9),
     Pair(HiResCAM, of_gradients(family.hi_res_cam), rtol=1e-9),
     Pair(LayerCAM, of_gradients(family.layer_cam), rtol=1e-9),
+    Pair(SmoothGradCAMPlusPlus, smooth_grad_cam_plus_plus, NOISY_INPUTS, rtol=1e-9),
+    Pair(IntegratedGradCAM, integrated_grad_cam, PATHS, rtol=1e-9),
     Pair(ScoreCAM, score_cam, CHANNELS),
     Pair(SSCAM, ss_cam, LITTLE_NOISE),
     Pair(ISCAM, is_cam, FEW_STEPS),
@@ -253,6 +298,9 @@ def name_of(value):
     return ",".join(f"{name}={given}" for name, given in value.items()) or "defaults"
 
 
+SAMPLED_PAIRS = [
+    pair for pair in PAIRS if pair.method in (SmoothGradCAMPlusPlus, IntegratedGradCAM)
+]
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
 MASKING = (UnionCAM, RegionCAM, FusionCAM, ScoreCAM, SSCAM, ISCAM, GroupCAM)
 SCORING = (*MASKING, AblationCAM, ReciproCAM)
@@ -278,10 +326,24 @@ def test_is_the_paper_in_loops(pair, options, case, seed):
     pair.check(net, (inputs,), TARGETS, options)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "pair, options",
+    [(pair, options) for pair in SAMPLED_PAIRS for options in pair.options],
+    ids=name_of,
+)
+def test_is_the_paper_where_gradients_depend_on_the_input(pair, options, case):
+    net, inputs = earlier(case, 1)
+    assert pair.check(net, (inputs,), TARGETS, options).any()
+
+
 @every_pair
 def test_the_defaults_are_the_papers(pair):
     net, inputs = Case().build(6)
     pair.check(net, (inputs,), [1, 1, 1], {})
+    if pair in SAMPLED_PAIRS:
+        net, inputs = earlier()
+        pair.check(net, (inputs[:1],), [1], {})
 
 
 def test_fusion_cam_drops_entries_below_the_10th_percentile_by_default():

@@ -4,16 +4,17 @@ import inspect
 
 import pytest
 import torch
-from contract.shared import CLASSES, make_images, make_net, methods_with
+from contract.shared import CLASSES, FEW_SAMPLES, make_images, make_net, methods_with
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_samples():
-    """Methods that score each mask many times do so three times by default."""
+    """Methods that take many samples of something take a few by default."""
     with pytest.MonkeyPatch.context() as patch:
-        for method in methods_with("num_samples"):
-            defaults = inspect.unwrap(method.attribute).__kwdefaults__
-            patch.setitem(defaults, "num_samples", 3)
+        for option, few in FEW_SAMPLES.items():
+            for method in methods_with(option):
+                defaults = inspect.unwrap(method.attribute).__kwdefaults__
+                patch.setitem(defaults, option, few)
         yield
 
 

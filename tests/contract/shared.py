@@ -43,10 +43,16 @@ def methods_with(*options):
 GRADIENT = tuple(
     entry.attribution for entry in ENTRIES.values() if entry.needs_gradients
 )
-# Run the model on perturbed examples, in chunks.
-PERTURBING = methods_with("perturbations_per_eval")
+# Score perturbed examples, in chunks.
+PERTURBING = methods_with("perturbations_per_eval", "score_func")
 # Mask the inputs, over baselines.
-MASKING = methods_with("perturbations_per_eval", "baselines")
+MASKING = methods_with("perturbations_per_eval", "score_func", "baselines")
+# Differentiate the model at altered examples, in chunks.
+SAMPLED = tuple(
+    method
+    for method in methods_with("perturbations_per_eval")
+    if method not in PERTURBING
+)
 # Mask the inputs by each channel of the layer.
 CHANNEL_MASKING = methods_with("baselines", "max_channels")
 # Mask no input.
@@ -55,6 +61,8 @@ UNMASKED = tuple(method for method in METHODS if method not in MASKING)
 REPLACING = tuple(method for method in PERTURBING if method not in MASKING)
 # Draw random numbers.
 RANDOM = methods_with("generator")
+# The defaults in this folder.
+FEW_SAMPLES = {"num_samples": 3, "n_steps": 6}
 
 # The weights of all channels sum to 1. A constant channel takes its share of that sum,
 # and the maps shrink. In all other methods a channel of zeros adds nothing. FusionCAM

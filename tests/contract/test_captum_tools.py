@@ -31,11 +31,11 @@ from contract.shared import (
     hooks_of,
     make_images,
     many_inputs,
-    masking_method,
+    methods_with,
     one_by_one,
 )
 
-from captum_unioncam import as_explanation_func, to_input
+from captum_unioncam import SmoothGradCAMPlusPlus, as_explanation_func, to_input
 
 matplotlib.use("Agg")
 
@@ -93,7 +93,7 @@ def test_noise_tunnel_takes_several_inputs(method):
     assert_same_maps(maps, cam.attribute(inputs, target=1))
 
 
-@masking_method
+@pytest.mark.parametrize("method", methods_with("baselines"))
 @pytest.mark.parametrize("shape", [(EXAMPLES, 3, *SIZE[:2]), (1, 3, 1, 1)], ids=repr)
 def test_noise_tunnel_takes_baselines(method, net, images, shape):
     baselines = torch.linspace(0, 0.5, math.prod(shape), dtype=torch.float64)
@@ -299,7 +299,8 @@ def test_captums_configurations_run_or_are_refused_as_not_spatial(method, config
     else:
         with pytest.raises(ValueError, match="spatial"):
             cam.attribute(**options)
-        if method in GRADIENT:  # the others see the layer before the target
+        # The others see the layer before the target.
+        if method in GRADIENT and method is not SmoothGradCAMPlusPlus:
             with pytest.raises(AssertionError, match="Cannot choose target column"):
                 cam.attribute(**{**options, "target": (9999,) * 20})
     assert hooks_of(model) == before

@@ -53,6 +53,7 @@ OPTIONS = [
     {"theta": 30},
     {"std": 0.5},
     {"percentile": 30, "groups": 2},
+    {"relative": True, "method": "riemann_middle"},
     {"return_details": True},
 ]
 
