@@ -115,8 +115,9 @@ class IntegratedGradCAM(SampledGradientCAM):
         Returns:
             *Tensor* of **attributions**, (N, 1, *layer_size), >= 0, not scaled,
             detached, of the layer's type; a tuple of them if the layer has several
-            tensors, or ``layer`` is a list. An example whose activations or gradients are not finite is all
-            NaN; such examples, and constant maps, give a warning that names them.
+            tensors, or ``layer`` is a list. An example whose activations or gradients
+            are not finite is all NaN; such examples, and constant maps, give a warning
+            that names them.
 
         Raises:
             ValueError: If ``n_steps`` is less than 2, there is no such ``method``,
