@@ -56,25 +56,26 @@ class LayerCall(ModelCall):
                 device_ids=self.device_ids,
                 attribute_to_layer_input=self.attribute_to_layer_input,
             )
-        tensors = self._read(originals, recorder)
-        if replaceable and self.reshape_transform is not None:
-            for original in originals:
-                check_only_moves(original, self.reshape_transform)
-        return tensors
+        return self._read(originals, recorder, replaceable)
 
     def differentiated_tensors(
-        self, grad_kwargs: dict[str, Any] | None
+        self, grad_kwargs: dict[str, Any] | None, replaceable: bool = False
     ) -> tuple["LayerTensor", ...]:
         """Returns the layer's tensors with the gradients of the raw output at target.
 
         A layer that the output does not depend on has zero gradients. Cost: 1 forward
         and 1 backward pass of the batch.
+
+        Args:
+            grad_kwargs (dict, optional): Keywords for torch.autograd.grad.
+            replaceable (bool, optional): As of :meth:`tensors`. Default: False
         """
         if self.batch_size == 0:  # Captum reads the first example's output
-            empty = self.tensors()
+            empty = self.tensors(replaceable)
             return tuple(tensor.with_gradients(tensor.activations) for tensor in empty)
         recorder = _Recorder(self)
-        with eager(), torch.enable_grad(), _naming_layer():
+        counting = self._hooked(recorder.count) if replaceable else nullcontext()
+        with eager(), torch.enable_grad(), _naming_layer(), counting:
             gradients, originals = layer_gradients(
                 recorder.differentiable_forward_func,
                 self.layer,
@@ -85,20 +86,23 @@ class LayerCall(ModelCall):
                 attribute_to_layer_input=self.attribute_to_layer_input,
                 grad_kwargs={"materialize_grads": True, **(grad_kwargs or {})},
             )
-        tensors = self._read(originals, recorder)
+        tensors = self._read(originals, recorder, replaceable)
         return tuple(
             tensor.with_gradients(transformed(gradient, self.reshape_transform))
             for tensor, gradient in zip(tensors, gradients, strict=True)
         )
 
     def _read(
-        self, originals: tuple[Tensor, ...], recorder: "_Recorder"
+        self, originals: tuple[Tensor, ...], recorder: "_Recorder", replaceable: bool
     ) -> tuple["LayerTensor", ...]:
         """Brings what the layer returned into the form (N, K, *spatial)."""
         activations = [
             read_activations(original, self.reshape_transform, self.inputs)
             for original in originals
         ]
+        if replaceable and self.reshape_transform is not None:
+            for original in originals:
+                check_only_moves(original, self.reshape_transform)
         return tuple(
             LayerTensor(
                 self,
