@@ -1,5 +1,6 @@
 """Finds the linear head that reads the mean of a layer, by running the model."""
 
+import math
 import threading
 from collections.abc import Iterable
 from types import TracebackType
@@ -13,6 +14,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.utils.hooks import RemovableHandle
 
 from captum_unioncam._layer_call import LayerCall, LayerTensor
 
@@ -32,8 +34,8 @@ LISTED_MODULES = 3
 class HeadSearch:
     """Sees the modules with weights that run after a layer, inside of its context.
 
-    The hooks are PyTorch's for all modules, because ``forward_func`` may be any
-    function; they see the passes of this thread alone.
+    Where ``forward_func`` is a function, the hooks are PyTorch's for all modules. They
+    see the passes of this thread alone.
 
     Args:
         call (LayerCall): The model and the layer.
@@ -47,10 +49,21 @@ class HeadSearch:
         self._read: Tensor | None = None  # by the first of them
 
     def __enter__(self) -> "HeadSearch":
-        self._handles = [
-            register_module_forward_pre_hook(self._start),
-            register_module_forward_hook(self._end, with_kwargs=True),
-        ]
+        model = self._call.forward_func
+        modules = set(model.modules()) if isinstance(model, Module) else set()
+        self._handles: list[RemovableHandle] = []
+        if self._call.layer not in modules:
+            self._handles += [
+                register_module_forward_pre_hook(self._start),
+                register_module_forward_hook(self._end, with_kwargs=True),
+            ]
+            return self
+        # PyTorch warns of hooks for all modules where one is compiled.
+        for module in modules:
+            self._handles += [
+                module.register_forward_pre_hook(self._start),
+                module.register_forward_hook(self._end, with_kwargs=True),
+            ]
         return self
 
     def __exit__(
@@ -76,8 +89,8 @@ class HeadSearch:
             self._after.append(module)
             read = next(iter((*args, *kwargs.values())), None)
             # The inputs of several modules are not needed, and may be large.
-            first = len(self._after) == 1 and isinstance(read, Tensor)
-            self._read = read.detach() if first else None
+            first = len(self._after) == 1
+            self._read = read.detach() if first and isinstance(read, Tensor) else None
 
     def _forget(self) -> None:
         self._after, self._read = [], None
@@ -182,12 +195,15 @@ def _difference(activations: Tensor, read: Tensor | None, module: Module) -> str
         if is_equal(activations):
             return None  # the mean over the positions commutes with the convolution
         return "something else of its size, such as after an activation or a norm"
-    if read.numel() == activations.numel() and is_equal(activations):
-        return f"all of its {tuple(activations.shape[2:])} positions, without a pooling"
-    if read.numel() != entries[:, :, 0].numel():
+    values, channels = math.prod(read.shape[1:]), entries.shape[1]  # of each example
+    if read.shape[:1] != activations.shape[:1]:
         return f"a tensor of shape {tuple(read.shape)}"
-    if is_equal(entries.mean(2)):
+    if values == channels and is_equal(entries.mean(2)):
         return None
+    if values == math.prod(activations.shape[1:]) and is_equal(activations):
+        return f"all of its {tuple(activations.shape[2:])} positions, without a pooling"
+    if values != channels:
+        return f"a tensor of shape {tuple(read.shape)}"
     if is_equal(entries.relu().mean(2)):
         return "the mean after a ReLU: explain the ReLU, where it is a module"
     if is_equal(entries.amax(2)):

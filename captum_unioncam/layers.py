@@ -107,14 +107,14 @@ def resolved_layer(
         return layer
     if not isinstance(layer, str):
         raise TypeError(
-            f"`{argument}` must be a torch.nn.Module or its dotted name, got {layer!r}; "
-            "pass the module itself, such as model.layer4."
+            f"`{argument}` must be a torch.nn.Module or its dotted name, got "
+            f"{layer!r}; pass the module itself, such as model.layer4."
         )
     if not isinstance(forward_func, Module):
         raise TypeError(
-            f"`{argument}` may be a name, {layer!r}, only if `forward_func` is the module "
-            f"to look it up in, got {forward_func!r}; pass the {argument}'s module "
-            "itself."
+            f"`{argument}` may be a name, {layer!r}, only if `forward_func` is the "
+            f"module to look it up in, got {forward_func!r}; pass the {argument}'s "
+            "module itself."
         )
     return named_layer(forward_func, layer, argument)
 

@@ -17,10 +17,10 @@ from forms import (
     images,
     replacing_method,
 )
+from headed import METHODS
 from torch import nn
 
 from captum_unioncam import swin_reshape, vit_reshape
-from captum_unioncam.evaluation.methods import METHODS
 
 # Some comparisons are of constant maps: one test checks that most are not.
 pytestmark = [

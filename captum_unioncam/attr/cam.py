@@ -108,9 +108,9 @@ class CAM(ActivationCAM):
         check_scores(output, _unchanged, target)
         if output.dim() > 2:
             raise ValueError(
-                "`target` must select a class of an output of shape (N, classes), got "
-                f"{target!r} for the shape {tuple(output.shape)}; give a `forward_func` "
-                "that returns one number for each class, or take GradCAM."
+                "`target` must select a class of an output (N, classes), got "
+                f"{target!r} for the shape {tuple(output.shape)}; give a "
+                "`forward_func` that returns a number for each class, or take GradCAM."
             )
         columns = output.shape[1] if output.dim() == 2 else 1
         if self.head is None and columns != rows:

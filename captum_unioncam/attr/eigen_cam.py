@@ -104,7 +104,8 @@ def first_singular_vectors(maps: Tensor) -> Tensor:
             vectors = vectors / torch.where(norms > 0, norms, 1)
         sums = values.mT @ vectors  # (N, positions, 1)
     signs = sums.gather(1, sums.abs().argmax(1, keepdim=True)).sign()  # 0 of zeros
-    return (vectors * signs)[:, :, 0].to(maps.dtype)
+    signed: Tensor = (vectors * signs)[:, :, 0]
+    return signed.to(maps.dtype)
 
 
 def _unchanged(output: Tensor) -> Tensor:

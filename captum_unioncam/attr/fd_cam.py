@@ -24,7 +24,7 @@ from captum_unioncam.attr._base import PerturbingCAM, weighted_map
 
 # Li et al. 2022: the quantile .95.
 PERCENTILE = 95.0
-# Cosines that agree up to here are equal, so that rounding does not tell channels apart.
+# Cosines that agree up to here are equal: rounding does not tell channels apart.
 DECIMALS = 6
 
 
@@ -169,7 +169,7 @@ def similar_channels(activations: Tensor, percentile: float) -> Groups:
 
 
 def _groups_of_one(entries: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
-    """Returns members (K, M) and first (K,) of an example's channels, (K, positions)."""
+    """Returns members, (K, M), and first, (K,), from channels, (K, positions)."""
     count = len(entries)
     largest = entries.abs().amax(1, keepdim=True)  # (K, 1)
     # Shares of it, whose squares stay in range.
@@ -201,7 +201,8 @@ def _keep_or_drop(
     inside = activations.new_zeros(len(columns), count + 1, dtype=torch.bool)
     inside = inside.scatter(1, members[examples, columns % count], True)[:, :count]
     kept = inside == (columns < count)[:, None]  # (P, K)
-    return torch.where(kept[(...,) + (None,) * (activations.dim() - 2)], activations, 0)
+    kept = kept.view(*kept.shape, *[1] * (activations.dim() - 2))
+    return torch.where(kept, activations, 0)
 
 
 def _is_finite(activations: Tensor) -> Tensor:

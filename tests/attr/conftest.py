@@ -1,12 +1,16 @@
 """The methods that a behaviour holds for, as fixtures: a test runs for each."""
 
 import pytest
+from headed import METHODS, HeadedCAM
 
 from captum_unioncam import (
+    FDCAM,
     ISCAM,
     SSCAM,
     AblationCAM,
     DenoisedGradCAM,
+    EigenCAM,
+    EigenGradCAM,
     FusionCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -19,7 +23,6 @@ from captum_unioncam import (
     UnionCAM,
     XGradCAM,
 )
-from captum_unioncam.evaluation import METHODS
 
 # One forward and one backward pass.
 GRADIENT_ONLY = (
@@ -29,18 +32,25 @@ GRADIENT_ONLY = (
     XGradCAM,
     HiResCAM,
     LayerCAM,
+    EigenGradCAM,
 )
+# One forward pass.
+ACTIVATION_ONLY = (HeadedCAM, EigenCAM)
 TWO_PART = (UnionCAM, FusionCAM)
-GRADIENT = (*TWO_PART, GroupCAM, *GRADIENT_ONLY)
+GRADIENT = (*TWO_PART, GroupCAM, FDCAM, *GRADIENT_ONLY)
 # Every channel is a mask on the inputs.
 CHANNEL_MASKING = (*TWO_PART, RegionCAM, ScoreCAM, SSCAM, ISCAM)
 MASKING = (*CHANNEL_MASKING, GroupCAM)
 # The layer's tensor is replaced, and no input is masked.
-REPLACING = (AblationCAM, ReciproCAM)
+REPLACING = (AblationCAM, ReciproCAM, FDCAM)
 SCORING = (*MASKING, *REPLACING)
 WITH_MAX_CHANNELS = (*CHANNEL_MASKING, AblationCAM)
 EVERY = tuple(method.attribution for method in METHODS.values())
-assert set(EVERY) == {*SCORING, *GRADIENT_ONLY}, "a method is missing above"
+assert set(EVERY) == {
+    *SCORING,
+    *GRADIENT_ONLY,
+    *ACTIVATION_ONLY,
+}, "a method is missing above"
 
 
 @pytest.fixture(scope="module", autouse=True)

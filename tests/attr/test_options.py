@@ -6,13 +6,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from headed import METHODS
 from nets import Case, Counted
 
 from captum_unioncam import (
+    FDCAM,
     ISCAM,
     SSCAM,
     AblationCAM,
     DenoisedGradCAM,
+    EigenGradCAM,
     FusionCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -25,16 +28,15 @@ from captum_unioncam import (
     UnionCAM,
     XGradCAM,
 )
-from captum_unioncam.evaluation import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are constant")
 
 EVERY = tuple(method.attribution for method in METHODS.values())
 CHANNEL_MASKING = (UnionCAM, FusionCAM, RegionCAM, ScoreCAM, SSCAM, ISCAM)
 MASKING = (*CHANNEL_MASKING, GroupCAM)
-SCORING = (*MASKING, AblationCAM, ReciproCAM)
+SCORING = (*MASKING, AblationCAM, ReciproCAM, FDCAM)
 GRADIENT = (
-    *(UnionCAM, FusionCAM, GroupCAM, DenoisedGradCAM),
+    *(UnionCAM, FusionCAM, GroupCAM, FDCAM, DenoisedGradCAM, EigenGradCAM),
     *(GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM),
 )
 METHODS_WITH = {
@@ -52,7 +54,8 @@ METHODS_WITH = {
     "std": (SSCAM,),
     "generator": (SSCAM,),
     "groups": (GroupCAM,),
-    "percentile": (GroupCAM,),
+    "percentile": (GroupCAM, FDCAM),
+    "gaussian": (ReciproCAM,),
 }
 
 PERCENTILE = "a finite number in [0, 100]"

@@ -6,6 +6,7 @@ from nets import Case, Counted, Unused, Weighed, example
 from torch import nn
 
 from captum_unioncam import (
+    EigenCAM,
     FusionCAM,
     GradCAM,
     GroupCAM,
@@ -316,6 +317,8 @@ def test_refuses_an_output_that_is_no_tensor(every_method):
 
 
 def test_several_values_at_the_target_are_captums_error(every_method):
+    if every_method is EigenCAM:
+        return  # which needs no target
     net, inputs = Case().build(0)
     with pytest.raises(AssertionError, match="Target not provided when necessary"):
         every_method(net, net.layer).attribute(inputs)

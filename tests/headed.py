@@ -1,0 +1,43 @@
+"""CAM for nets that have no head for it. Not a test itself.
+
+Most nets of the tests have hidden layers behind the layer, or other heads, which CAM
+refuses. What holds for every method holds for CAM too, with the weights of a head that
+is given: here the same for every net. How a head is found is tested with CAM itself.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from captum_unioncam import CAM
+from captum_unioncam.evaluation.methods import METHODS as REGISTERED
+
+CLASSES, CHANNELS = 8, 80  # more than any net has
+
+
+def positive_head():
+    """Returns a head whose weights are positive, so that no map is constant."""
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(CHANNELS, CLASSES, device="cpu", dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.copy_(0.1 + torch.rand(head.weight.shape, generator=generator))
+    return head
+
+
+with torch.random.fork_rng(devices=[]):
+    HEAD = positive_head()
+
+
+class HeadedCAM(CAM):
+    """CAM with the first columns of a head that is given, for any channels."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, head=HEAD, **kwargs)
+
+    def _head_weights(self, layer, search):
+        return self.head.weight.detach()[:, : layer.activations.shape[1]]
+
+
+HeadedCAM.__name__ = "CAM"
+METHODS = {**REGISTERED, "cam": replace(REGISTERED["cam"], attribution=HeadedCAM)}
