@@ -55,7 +55,8 @@ class HeadSearch:
         if self._call.layer not in modules:
             self._handles += [
                 register_module_forward_pre_hook(self._start),
-                register_module_forward_hook(self._end, with_kwargs=True),
+                # Not with keywords: PyTorch never removes that flag of such a hook.
+                register_module_forward_hook(self._end),
             ]
             return self
         # PyTorch warns of hooks for all modules where one is compiled.
@@ -80,14 +81,16 @@ class HeadSearch:
         if ours and module is self._call.layer and self._of_input:
             self._forget()
 
-    def _end(self, module: Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _end(self, module: Module, args: Any, *rest: Any) -> None:
         if threading.get_ident() != self._thread:
             return
         if module is self._call.layer and not self._of_input:
             self._forget()  # what ran before its last run
         elif _has_weights(module):
             self._after.append(module)
-            read = next(iter((*args, *kwargs.values())), None)
+            *keywords, _ = rest  # and the output
+            values = [*args, *(v for known in keywords for v in known.values())]
+            read = values[0] if values else None
             # The inputs of several modules are not needed, and may be large.
             first = len(self._after) == 1
             self._read = read.detach() if first and isinstance(read, Tensor) else None
@@ -184,7 +187,7 @@ def _not_found(found: str) -> ValueError:
 def _difference(activations: Tensor, read: Tensor | None, module: Module) -> str | None:
     """Returns what a module reads in place of the activations' mean, else None."""
     if read is None:
-        return "something that is no tensor"
+        return "something that is no tensor, or is given by a keyword"
     entries = activations.flatten(2)  # (N, K, positions)
     largest = entries.abs().amax((1, 2))  # (N,)
 

@@ -17,8 +17,8 @@ CLASSES, CHANNELS = 8, 80  # more than any net has
 
 
 def positive_head():
-    """Returns a head whose weights are positive, so that no map is constant."""
-    generator = torch.Generator().manual_seed(0)
+    """Returns a head whose weights are positive, so that few maps are constant."""
+    generator = torch.Generator().manual_seed(1)
     head = nn.Linear(CHANNELS, CLASSES, device="cpu", dtype=torch.float64)
     with torch.no_grad():
         head.weight.copy_(0.1 + torch.rand(head.weight.shape, generator=generator))
@@ -32,12 +32,18 @@ with torch.random.fork_rng(devices=[]):
 class HeadedCAM(CAM):
     """CAM with the first columns of a head that is given, for any channels."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, head=HEAD, **kwargs)
+    def __init__(self, forward_func, layer, device_ids=None, *, reshape_transform=None):
+        super().__init__(
+            forward_func,
+            layer,
+            device_ids,
+            head=HEAD,
+            reshape_transform=reshape_transform,
+        )
 
     def _head_weights(self, layer, search):
         return self.head.weight.detach()[:, : layer.activations.shape[1]]
 
 
-HeadedCAM.__name__ = "CAM"
+HeadedCAM.__name__, HeadedCAM.__doc__ = "CAM", CAM.__doc__
 METHODS = {**REGISTERED, "cam": replace(REGISTERED["cam"], attribution=HeadedCAM)}

@@ -123,6 +123,8 @@ def test_a_head_called_with_keywords_is_found():
 
     net, inputs = build(head=Keyword(CHANNELS, CLASSES))
     same(CAM(net, net.layer).attribute(inputs, TARGETS), by_hand(net, inputs))
+    with pytest.raises(ValueError, match="no tensor, or is given by a keyword"):
+        CAM(Counted(net), net.layer).attribute(inputs, TARGETS)  # no hook shows it
 
 
 def test_a_parametrized_head_is_found():
@@ -200,9 +202,14 @@ def test_wrapped_models_have_their_head(form):
         assert torch.equal(maps, expected)
 
 
+def global_hooks():
+    hooks = vars(nn.modules.module)
+    return {name: dict(hooks[name]) for name in hooks if name.startswith("_global_f")}
+
+
 def test_a_head_is_found_for_each_batch_and_leaves_no_hook():
     net, inputs = build()
-    before = {k: dict(v) for k, v in vars(nn.modules.module).items() if "_hooks" in k}
+    before = global_hooks()
     cam = CAM(net, net.layer)
     singles = [cam.attribute(x[None], t) for x, t in zip(inputs, TARGETS)]
     same(cam.attribute(inputs, TARGETS), torch.cat(singles))
@@ -213,8 +220,11 @@ def test_a_head_is_found_for_each_batch_and_leaves_no_hook():
         cam.attribute(inputs, TARGETS)
     with pytest.raises(RuntimeError):
         cam.attribute(inputs[:, :2], TARGETS)
-    after = {k: dict(v) for k, v in vars(nn.modules.module).items() if "_hooks" in k}
-    assert after == before
+    with pytest.raises(RuntimeError):
+        CAM(Counted(net), net.layer).attribute(inputs[:, :2], TARGETS)
+    assert global_hooks() == before
+    assert not any(module._forward_hooks for module in net.modules())
+    assert not any(module._forward_pre_hooks for module in net.modules())
 
 
 def test_an_example_that_is_not_finite_does_not_hide_the_head():

@@ -127,7 +127,8 @@ def recipro_cam(model, image, baseline, gaussian=False):
 
 def cam(model, image, baseline):
     weights = HEAD.weight.detach().numpy()
-    return family.cam(weights, activations_of(model, image), model.target)
+    activations = activations_of(model, image)
+    return family.cam(weights[:, : len(activations)], activations, model.target)
 
 
 def eigen_cam(model, image, baseline):

@@ -7,6 +7,7 @@ from torch import nn
 
 from captum_unioncam import (
     EigenCAM,
+    EigenGradCAM,
     FusionCAM,
     GradCAM,
     GroupCAM,
@@ -119,7 +120,7 @@ def test_the_model_has_no_hooks_left_and_does_what_it_did(every_method):
 # have the same products before and after a ReLU, and a single position is the same
 # before and after a function that leaves 0 alone.
 SAME_BEFORE = {
-    nn.ReLU: (HiResCAM, LayerCAM, ReciproCAM),
+    nn.ReLU: (HiResCAM, LayerCAM, EigenGradCAM, ReciproCAM),
     nn.Tanh: (ReciproCAM,),
     nn.Sigmoid: (),
 }
@@ -197,7 +198,7 @@ def test_constant_maps_give_one_warning_that_names_the_examples(every_method):
 
 
 def test_only_constant_maps_of_a_batch_are_named(every_method):
-    net = Weighed([[1, 1, 1], [1, 1, 1]])
+    net = Weighed([[2, 2, 2], [1, 1, 1]])
     inputs = torch.cat([example([1, 2, 3], [0, 1, 0]), example([1, 1, 1], [2, 2, 2])])
     message = rf"{every_method.__name__}: the maps of examples \[1\] are constant"
     with pytest.warns(UserWarning, match=message):

@@ -289,6 +289,11 @@ def degenerate_maps_allowed():
         yield
 
 
+def zeros_allowed_if_ranking(method):
+    """Allows constant maps to methods that leave nothing of few or like channels."""
+    return degenerate_maps_allowed() if method in RANKING else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def doubtful_scores_allowed():
     """Ignores the warnings of outputs that may need a `score_func`."""
