@@ -48,6 +48,9 @@ FACTORS = {
     "xgradcam": 4,
     "hirescam": 4,
     "layercam": 4,
+    "cam": 2,
+    "eigencam": 2,  # the vector is of length 1
+    "eigengradcam": 4,
     "scorecam": 2,
     "sscam": 2,
     "iscam": 2,
