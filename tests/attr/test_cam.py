@@ -298,6 +298,10 @@ REFUSED = {
         r"head \(Bilinear\), the only module .* is neither a linear layer nor a 1 x 1",
     ),
     "a large kernel": ((lambda m: m * 1, Kernel()), r"head \(Kernel\), .* is neither"),
+    "groups": (
+        (lambda m: m * 1, nn.Conv2d(CHANNELS, CHANNELS, 1, groups=CHANNELS), mean),
+        r"head \(Conv2d\), .* is neither",
+    ),
     "max pooling": ((lambda m: m.amax((2, 3)), None), "the largest value of each"),
     "no pooling": (
         (lambda m: m.flatten(1), nn.Linear(CHANNELS * POSITIONS, CLASSES)),

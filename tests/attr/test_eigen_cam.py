@@ -63,6 +63,17 @@ def test_vectors_are_exact_in_float32_where_positions_are_many():
     )
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("shape", [(3, 40, 8, 8), (3, 80, 6, 6)])
+def test_what_is_not_finite_raises_nothing_and_stays_alone(shape, value):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(shape, generator=generator)
+    expected = first_singular_vectors(maps)
+    maps[1, 2, 3, 3] = value
+    vectors = first_singular_vectors(maps)
+    assert torch.equal(vectors[[0, 2]], expected[[0, 2]]) and not vectors[1].any()
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
 def test_squares_do_not_leave_the_range(scale):
     net = Weighed(G).float()

@@ -87,6 +87,9 @@ def test_the_group_of_a_channel_of_zeros_is_empty():
     # All of its cosines are 0. It is in no other group, but counts among the four.
     members, first = groups([1, 2], [0, 0], [2, 1], [0, 0], percentile=60)
     assert members == [[0, 2], [], [0, 2], []] and first == [0, 1, 0, 1]
+    # A group that holds another one is not equal to it.
+    _, first = groups([0, 0], [1, 2], [0, 0], [2, 1], percentile=60)
+    assert first == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("count, size", [(1, 0), (2, 1), (21, 1), (22, 2), (512, 26)])

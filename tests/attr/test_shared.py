@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from headed import HeadedCAM
 from nets import Case, Counted, Unused, Weighed, example
 from torch import nn
 
@@ -77,6 +78,9 @@ def test_every_form_of_target_gives_the_same_map(every_method):
     expected = cam.attribute(inputs, target=TARGETS)
     actual = cam.attribute(inputs, target=torch.tensor(TARGETS))
     assert torch.allclose(actual, expected, **precision(every_method))
+
+    if every_method is HeadedCAM:
+        return  # it explains outputs (N, classes) alone
 
     def forward_func(image):
         return net(image)[:, :, None]
