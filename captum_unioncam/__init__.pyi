@@ -9,8 +9,12 @@ from . import (
     wrappers as wrappers,
 )
 from .attr import (
+    CAM as CAM,
+    FDCAM as FDCAM,
     AblationCAM as AblationCAM,
     DenoisedGradCAM as DenoisedGradCAM,
+    EigenCAM as EigenCAM,
+    EigenGradCAM as EigenGradCAM,
     FusionCAM as FusionCAM,
     GradCAM as GradCAM,
     GradCAMPlusPlus as GradCAMPlusPlus,

@@ -45,7 +45,7 @@ class ActivationScorer(Scorer):
     def score_edits(
         self,
         keep: Tensor,
-        edit: Callable[[Tensor, Tensor], Tensor],
+        edit: Callable[[Tensor, Tensor, Tensor], Tensor],
         bar: Any = None,
     ) -> Tensor:
         """Returns the score of each edit of the layer's tensor, (N, M).
@@ -54,14 +54,15 @@ class ActivationScorer(Scorer):
 
         Args:
             keep (Tensor): Which edits to score, bool, (N, M). The others get f_c(x).
-            edit (Callable): From copies of the layer's tensor, (P, K, *spatial), and
-                the columns of ``keep``, (P,), to what takes their place.
+            edit (Callable): From copies of the layer's tensor, (P, K, *spatial), the
+                examples, (P,), and the columns of ``keep``, (P,), to what takes their
+                place.
             bar (optional): A progress bar to update by the edits that are done.
         """
         with self._layer.call.replacing(self._layer) as replacement:
 
             def perturb(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
-                replacement.put(edit(self._layer.activations[rows], columns))
+                replacement.put(edit(self._layer.activations[rows], rows, columns))
                 return self._picked_inputs(rows)
 
             self._replacement = replacement

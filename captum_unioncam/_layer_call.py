@@ -123,9 +123,7 @@ class LayerCall(ModelCall):
         if known is not None and not replaceable:
             return known
         recorder = _Recorder(self)
-        with eager(), _naming_layer(), ExitStack() as hooks:
-            for place in range(len(self.layers)):
-                hooks.enter_context(self._hooked(place, recorder.counting(place)))
+        with eager(), _naming_layer(), self._counted(recorder):
             originals = layer_activations(
                 recorder.forward_func,
                 self.cloned_inputs(),
@@ -134,30 +132,32 @@ class LayerCall(ModelCall):
                 device_ids=self.device_ids,
                 attribute_to_layer_input=self.attribute_to_layer_input,
             )
-        tensors = self._read(originals, recorder)
-        if replaceable and self.reshape_transform is not None:
-            for original in self._flat(originals):
-                check_only_moves(original, self.reshape_transform)
+        tensors = self._read(originals, recorder, replaceable)
         kept["tensors"] = tensors
         return tensors
 
     def differentiated_tensors(
-        self, grad_kwargs: dict[str, Any] | None
+        self, grad_kwargs: dict[str, Any] | None, replaceable: bool = False
     ) -> tuple["LayerTensor", ...]:
         """Returns the tensors of all layers with gradients of the raw output at target.
 
         A layer that the output does not depend on has zero gradients. Cost: 1 forward
         and 1 backward pass of the batch.
+
+        Args:
+            grad_kwargs (dict, optional): Keywords for torch.autograd.grad.
+            replaceable (bool, optional): As of :meth:`tensors`. Default: False
         """
         if self.batch_size == 0:  # Captum reads the first example's output
-            empty = self.tensors()
+            empty = self.tensors(replaceable)
             return tuple(tensor.with_gradients(tensor.activations) for tensor in empty)
         kept = {} if self._read_once is None else self._read_once
         known: tuple[LayerTensor, ...] | None = kept.get("differentiated")
-        if known is not None and kept["grad_kwargs"] == grad_kwargs:
+        if known is not None and not replaceable and kept["grad_kwargs"] == grad_kwargs:
             return known
         recorder = _Recorder(self)
-        with eager(), torch.enable_grad(), _naming_layer():
+        counting = self._counted(recorder) if replaceable else nullcontext()
+        with eager(), torch.enable_grad(), _naming_layer(), counting:
             gradients, originals = layer_gradients(
                 recorder.differentiable_forward_func,
                 self.layer,
@@ -171,7 +171,9 @@ class LayerCall(ModelCall):
         tensors = tuple(
             tensor.with_gradients(transformed(gradient, self.reshape_transform))
             for tensor, gradient in zip(
-                self._read(originals, recorder), self._flat(gradients), strict=True
+                self._read(originals, recorder, replaceable),
+                self._flat(gradients),
+                strict=True,
             )
         )
         kept["grad_kwargs"] = grad_kwargs
@@ -185,8 +187,13 @@ class LayerCall(ModelCall):
     def _flat(self, found: Any) -> list[Tensor]:
         return [tensor for tensors in self._by_layer(found) for tensor in tensors]
 
-    def _read(self, originals: Any, recorder: "_Recorder") -> tuple["LayerTensor", ...]:
+    def _read(
+        self, originals: Any, recorder: "_Recorder", replaceable: bool
+    ) -> tuple["LayerTensor", ...]:
         """Brings what the layers returned into the form (N, K, *spatial)."""
+        if replaceable and self.reshape_transform is not None:
+            for original in self._flat(originals):
+                check_only_moves(original, self.reshape_transform)
         tensors = []
         for place, found in enumerate(self._by_layer(originals)):
             for index, original in enumerate(found):
@@ -203,6 +210,14 @@ class LayerCall(ModelCall):
                     )
                 )
         return tuple(tensors)
+
+    @contextmanager
+    def _counted(self, recorder: "_Recorder") -> Iterator[None]:
+        """Lets the recorder count the runs of each layer."""
+        with ExitStack() as hooks:
+            for place in range(len(self.layers)):
+                hooks.enter_context(self._hooked(place, recorder.counting(place)))
+            yield
 
     @contextmanager
     def replacing(self, tensor: "LayerTensor") -> Iterator["Replacement"]:

@@ -37,6 +37,16 @@ def spatial_dims(maps: Tensor) -> tuple[int, ...]:
     return tuple(range(2, maps.dim()))
 
 
+def shares(tensor: Tensor) -> Tensor:
+    """Returns a tensor as shares of the example's largest value, (N, K, h * w).
+
+    Their squares stay in range.
+    """
+    entries = tensor.flatten(2)
+    largest = entries.abs().amax((1, 2), keepdim=True)
+    return entries / torch.where(largest > 0, largest, 1)
+
+
 def extremes(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the smallest and the largest value of each map, (N, K, 1, ...)."""
     dims = spatial_dims(maps)

@@ -103,8 +103,10 @@ def find_layers(
     return spatial_layers(model, inputs, additional_forward_args, only_last=False)
 
 
-def named_layer(model: Module, name: str) -> Module:
+def named_layer(model: Module, name: str, argument: str = "layer") -> Module:
     """Returns the module of a dotted name, as in ``model.named_modules()``.
+
+    ``argument`` is what the errors name.
 
     Raises:
         ValueError: If there is none; the message names the closest.
@@ -114,7 +116,7 @@ def named_layer(model: Module, name: str) -> Module:
     del layers[""]
     if name not in layers:
         raise ValueError(
-            f"`layer`: {type(model).__name__} has no layer {name!r}"
+            f"`{argument}`: {type(model).__name__} has no layer {name!r}"
             f"{did_you_mean(name, layers) or f'; it has {_listed(layers)}.'}"
         )
     return layers[name]
@@ -133,8 +135,12 @@ def resolved_layers(forward_func: Any, layer: Any) -> Module | list[Module]:
     return [resolved_layer(forward_func, one) for one in layer]
 
 
-def resolved_layer(forward_func: Any, layer: Module | str) -> Module:
+def resolved_layer(
+    forward_func: Any, layer: Module | str, argument: str = "layer"
+) -> Module:
     """Returns a layer that is given as a module, or by its dotted name.
+
+    ``argument`` is what the errors name.
 
     Raises:
         TypeError: If it is neither, or a name without a model to look it up in.
@@ -144,15 +150,16 @@ def resolved_layer(forward_func: Any, layer: Module | str) -> Module:
         return layer
     if not isinstance(layer, str):
         raise TypeError(
-            f"`layer` must be a torch.nn.Module or its dotted name, got {layer!r}; "
-            "pass the module itself, such as model.layer4."
+            f"`{argument}` must be a torch.nn.Module or its dotted name, got "
+            f"{layer!r}; pass the module itself, such as model.layer4."
         )
     if not isinstance(forward_func, Module):
         raise TypeError(
-            f"`layer` may be a name, {layer!r}, only if `forward_func` is the module "
-            f"to look it up in, got {forward_func!r}; pass the layer's module itself."
+            f"`{argument}` may be a name, {layer!r}, only if `forward_func` is the "
+            f"module to look it up in, got {forward_func!r}; pass the {argument}'s "
+            "module itself."
         )
-    return named_layer(forward_func, layer)
+    return named_layer(forward_func, layer, argument)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -10,10 +10,10 @@ from functools import partial
 
 import pytest
 import torch
+from headed import METHODS
 from torch import nn
 
 from captum_unioncam import swin_reshape, vit_reshape
-from layer_methods import LAYER_METHODS as METHODS
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SIZES = {1: (11,), 2: (7, 9), 3: (5, 4, 6)}
@@ -22,7 +22,11 @@ SEED = 22  # of a net without constant maps
 TARGET = [0, 2, 1]
 FEW = {"num_samples": 2, "n_steps": 2, "groups": 3}
 EXACT = {"rtol": 0, "atol": 1e-10}
-REPLACING = ("ablationcam", "reciprocam")  # put other tensors in the layer's place
+REPLACING = (
+    "ablationcam",
+    "reciprocam",
+    "fdcam",
+)  # put other tensors in the layer's place
 PERTURBING = [
     name
     for name, method in METHODS.items()

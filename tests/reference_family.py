@@ -370,3 +370,72 @@ def recipro_cam(model, image, activations):
             alone[k][index] = activations[k][index]
         scores[index] = confidence_with(model, image, alone)
     return min_max(scores)
+
+
+def cam(weights, activations, target):
+    """CAM; ``weights`` are the head's, (classes, K)."""
+    return sum_of(weights[target], activations)
+
+
+def first_singular_vector(channels):
+    """v of positions times channels, with the largest entry of the map positive."""
+    matrix = np.array(
+        [[c[index] for c in channels] for index in positions(channels[0])]
+    )
+    vector = np.linalg.svd(matrix)[2][0]
+    product = matrix @ vector
+    return vector * np.sign(product[np.abs(product).argmax()])
+
+
+def eigen_cam(activations):
+    return sum_of(first_singular_vector(activations), activations)
+
+
+def eigen_grad_cam(activations, gradients):
+    products = np.zeros_like(activations)
+    for k in range(len(activations)):
+        for index in positions(activations[k]):
+            products[k][index] = gradients[k][index] * activations[k][index]
+    return sum_of(first_singular_vector(products), products)
+
+
+def recipro_cam_of_neighbours(model, image, activations):
+    """ReciproCAM with each position's neighbours, each under its share."""
+    scores = np.empty(activations.shape[1:])
+    for centre in positions(scores):
+        kept = np.zeros_like(activations)
+        for index in positions(scores):
+            share = 1.0
+            for i, c in zip(index, centre, strict=True):
+                share *= {0: 0.5, 1: 0.25}.get(abs(i - c), 0.0)
+            for k in range(len(activations)):
+                kept[k][index] = share * activations[k][index]
+        scores[centre] = confidence_with(model, image, kept)
+    return min_max(scores)
+
+
+def cosine(one, other):
+    lengths = math.sqrt((one**2).sum()) * math.sqrt((other**2).sum())
+    return round((one * other).sum() / lengths, 6) if lengths else 0.0
+
+
+def spread(values):
+    """mm: scaled to [0, 1], and 0 where all are the same."""
+    low, high = min(values), max(values)
+    return [(value - low) / (high - low) if high > low else 0.0 for value in values]
+
+
+def fd_cam(model, image, activations, gradients, percentile=95.0):
+    y, count, scores = model.confidence(image), len(activations), []
+    for k in range(count):
+        cosines = [cosine(activations[k], other) for other in activations]
+        threshold = np.percentile(cosines, percentile)
+        alone, without = np.zeros_like(activations), activations.copy()
+        for j in range(count):
+            if cosines[j] > threshold:
+                alone[j], without[j] = activations[j], 0.0
+        on = confidence_with(model, image, alone)
+        scores.append(on + y - confidence_with(model, image, without))
+    slopes = spread([mean_of(gradient) for gradient in gradients])
+    weights = [math.exp(s) * g - 0.5 for s, g in zip(spread(scores), slopes)]
+    return sum_of(weights, activations)

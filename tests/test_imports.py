@@ -22,7 +22,8 @@ LAYERS = (
     {"cli"},
     {"evaluation"},
     {"attr", "metrics", "models", "captum_metrics", "visualization"},
-    {"_scoring", "_activation_scoring", "_prediction", "layers", "_layer_search"},
+    {"_scoring", "_activation_scoring", "_prediction", "layers", "_layer_search"}
+    | {"_head_search"},
     {"_forward", "_layer_call", "_confidence", "_layouts", "_baselines", "_reshape"}
     | {"_options", "_chunks", "wrappers"},
     {"_captum", "_maps", "_checks", "_files", "errors"},

@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from headed import METHODS
 from layer_nets import conv, images, named, pooled
 from torch import nn
 
 from captum_unioncam import GradCAM, SelectedOutput, swin_reshape, vit_reshape
-from layer_methods import LAYER_METHODS as METHODS
 
 FEW = {"max_channels": 2, "num_samples": 2, "groups": 2}
 every_method = pytest.mark.parametrize("name", METHODS)

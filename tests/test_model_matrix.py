@@ -14,7 +14,19 @@ from layer_methods import LAYER_METHODS as METHODS
 CLASSES = 5
 # Few passes: what is tested is that each method runs on each architecture.
 FEW = {"max_channels": 2, "num_samples": 2, "groups": 2}
+# With the largest cosines exceeded by none, all channels have one group.
+OWN = {"fdcam": {"percentile": 100}}
 TARGETS = [0, 3]
+# Heads that CAM refuses, by what it says of them.
+NOT_POOLED = {
+    "alexnet": r"3 modules with weights .*: classifier.1 \(Linear\), classifier.4",
+    "vgg16": r"3 modules with weights .*: classifier.0 \(Linear\), classifier.3",
+    "densenet121": r"classifier \(Linear\) does not .* the mean after a ReLU",
+    "mobilenet_v3_small": r"2 modules .*: classifier.0 \(Linear\), classifier.3",
+    "convnext_tiny": r"classifier.0 \(LayerNorm2d\), classifier.2 \(Linear\)",
+    "maxvit": r"classifier.2 \(LayerNorm\), classifier.3 \(Linear\)",
+}
+BLOCKS = "modules with weights run after `layer`, where one"
 # Random weights leave little to see to some methods.
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -127,12 +139,22 @@ def size_of(model, layer, inputs):
     return tuple(shapes[-1][2:])
 
 
-def check_every_method(model, inputs, layer, size, **options):
-    """Runs all methods, and returns the names of those whose maps are not constant."""
+def check_every_method(model, inputs, layer, size, refused=None, **options):
+    """Runs all methods, and returns the names of those whose maps are not constant.
+
+    ``refused`` is what CAM says of a model that it refuses.
+    """
     before, images = state(model), inputs.clone()
     varied = set()
     for name, method in METHODS.items():
-        maps = method.explain(model, layer, **FEW, **options)(inputs, target=TARGETS)
+        own = OWN.get(name)
+        explain = method.explain(model, layer, own, **FEW, **options)
+        if name == "cam" and refused:
+            with pytest.raises(ValueError, match=f"`head` is not given.*{refused}"):
+                explain(inputs, target=TARGETS)
+            assert state(model) == before
+            continue
+        maps = explain(inputs, target=TARGETS)
         assert maps.shape == (2, 1, *size), name
         assert maps.isfinite().all() and (maps >= 0).all(), name
         assert maps.dtype == inputs.dtype and not maps.requires_grad, name
@@ -166,7 +188,7 @@ def test_every_method_explains_the_layer_that_find_layer_finds(name):
     assert layer is model.get_submodule(MODELS[name][2])
     size = size_of(model, layer, inputs)
     assert min(size) > 1
-    varied = check_every_method(model, inputs, layer, size)
+    varied = check_every_method(model, inputs, layer, size, NOT_POOLED.get(name))
     # The channels of maxvit, all together, sum to less than 0.
     assert len(varied) >= (1 if name == "maxvit" else 4), varied
     # Last, because it converts the model.
@@ -181,7 +203,7 @@ def test_every_method_explains_a_vision_transformer_by_vit_reshape():
         find_layer(model, inputs)
     layer = model.encoder.layers[-1].ln_1
     varied = check_every_method(
-        model, inputs, layer, (4, 4), reshape_transform=vit_reshape
+        model, inputs, layer, (4, 4), BLOCKS, reshape_transform=vit_reshape
     )
     # Layer normalisation leaves channels that sum to nothing: the score-weighted maps
     # of an untrained model are about 0.
@@ -211,7 +233,7 @@ def test_every_method_explains_an_inner_layer_of_a_swin_transformer():
         with pytest.raises(ValueError, match="=captum_unioncam.swin_reshape"):
             explain(inputs, target=TARGETS)
     varied = check_every_method(
-        model, inputs, layer, (8, 8), reshape_transform=swin_reshape
+        model, inputs, layer, (8, 8), BLOCKS, reshape_transform=swin_reshape
     )
     assert len(varied) >= 10, varied
     check_batch_equals_singles(
@@ -223,8 +245,10 @@ def test_the_last_block_of_a_swin_transformer_equals_its_permutation():
     torch.manual_seed(0)
     model, inputs = small_swin().eval().double(), torch.rand(2, 3, 32, 32).double()
     for name, method in METHODS.items():
-        by_permute = method.explain(model, "permute", **FEW)
-        by_norm = method.explain(model, "norm", **FEW, reshape_transform=swin_reshape)
+        by_permute, by_norm = (
+            method.explain(model, layer, OWN.get(name), **FEW, reshape_transform=form)
+            for layer, form in (("permute", None), ("norm", swin_reshape))
+        )
         torch.testing.assert_close(
             by_norm(inputs, target=TARGETS),
             by_permute(inputs, target=TARGETS),

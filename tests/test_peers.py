@@ -35,6 +35,9 @@ from reference import Model, relu
 from torch import nn
 
 from captum_unioncam import (
+    CAM,
+    EigenCAM,
+    EigenGradCAM,
     GradCAMPlusPlus,
     HiResCAM,
     LayerCAM,
@@ -223,6 +226,61 @@ def test_an_image_without_a_target_is_refused_but_left_blank_by_grad_cam():
     maps = of_grad_cam(grad_cam.HiResCAM, net, inputs, target=TARGETS[:2])
     assert (maps.amax((1, 2)) > 0.99).tolist() == [True, True, False]
     assert not maps[2].any()
+
+
+# CAM and EigenCAM
+
+
+class Pooled(nn.Module):
+    """A layer, whose channels may be centred, and a pooled linear head."""
+
+    def __init__(self, centred):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 6, 3)
+        self.layer = nn.Identity() if centred else nn.ReLU()
+        self.head = nn.Linear(6, 4)
+        self.centred = centred
+
+    def forward(self, images):
+        maps = torch.tanh(self.conv(images))
+        if self.centred:
+            maps = maps - maps.mean((2, 3), keepdim=True)
+        return self.head(self.layer(maps).mean((2, 3)))
+
+
+def pooled(centred):
+    torch.manual_seed(1)
+    net = Pooled(centred).double().eval()
+    return net, torch.rand(3, 2, *SIZE, dtype=torch.float64)
+
+
+def test_cam_agrees_with_torchcam_but_for_the_relu():
+    net, inputs = pooled(centred=False)
+    peer = of_torchcam(torchcam.methods.CAM, net, inputs, fc_layer="head")
+    assert (peer < 0).any()
+    agree(ours(CAM, net, inputs), peer.relu(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["EigenCAM", "EigenGradCAM"])
+def test_eigen_cams_agree_with_grad_cam_where_channels_are_centred(name):
+    # grad-cam subtracts the mean of each channel, here 0, of products with constant
+    # gradients too. Its sign is the SVD's: a map is ours, or that of the other sign.
+    net, inputs = pooled(centred=True)
+    maps = net.layer(torch.tanh(net.conv(inputs))).detach()
+    maps = maps - maps.mean((2, 3), keepdim=True)
+    if name == "EigenGradCAM":
+        maps = maps * net.head.weight.detach()[TARGETS][:, :, None, None]
+    signed = torch.stack(
+        [torch.linalg.svd(m.flatten(1).T).U[:, 0].view(m.shape[1:]) for m in maps]
+    )
+    largest = signed.flatten(1).gather(1, signed.abs().flatten(1).argmax(1)[:, None])
+    signed = signed * largest[:, :, None].sign()
+    actual = shown(ours({"EigenCAM": EigenCAM}.get(name, EigenGradCAM), net, inputs))
+    agree(actual, shown(signed.relu()), **GRAD_CAM)
+    theirs = of_grad_cam(getattr(grad_cam, name), net, inputs)
+    for one, ours_, other in zip(theirs, actual, shown((-signed).relu())):
+        distances = [(one - two).abs().max() for two in (ours_, other)]
+        assert min(distances) < GRAD_CAM["atol"] < FAR < max(distances)
 
 
 # A real net

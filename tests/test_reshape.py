@@ -23,6 +23,7 @@ from forms import (
     layer_size,
     varies,
 )
+from headed import METHODS
 from torch import nn
 
 from captum_unioncam import (
@@ -35,7 +36,6 @@ from captum_unioncam import (
     UnionCAM,
     swin_reshape,
 )
-from layer_methods import LAYER_METHODS as METHODS
 
 # Some comparisons are of constant maps: one test checks that most are not.
 pytestmark = [

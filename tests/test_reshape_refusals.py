@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from forms import CONVOLUTIONS, FEW, TARGET, Net, Passes, Tokens, every_method, images
+from headed import METHODS
 from torch import nn
 
 from captum_unioncam import (
@@ -16,7 +17,6 @@ from captum_unioncam import (
     swin_reshape,
     vit_reshape,
 )
-from layer_methods import LAYER_METHODS as METHODS
 
 # Some comparisons are of constant maps: one test checks that most are not.
 pytestmark = [

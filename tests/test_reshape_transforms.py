@@ -17,10 +17,10 @@ from forms import (
     images,
     replacing_method,
 )
+from headed import METHODS
 from torch import nn
 
 from captum_unioncam import swin_reshape, vit_reshape
-from layer_methods import LAYER_METHODS as METHODS
 
 # Some comparisons are of constant maps: one test checks that most are not.
 pytestmark = [
@@ -48,6 +48,9 @@ FACTORS = {
     "xgradcam": 4,
     "hirescam": 4,
     "layercam": 4,
+    "cam": 2,
+    "eigencam": 2,  # the vector is of length 1
+    "eigengradcam": 4,
     "scorecam": 2,
     "sscam": 2,
     "iscam": 2,

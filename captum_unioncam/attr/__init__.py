@@ -2,7 +2,10 @@
 
 from captum_unioncam.attr._gradient_cam import GradientCAM
 from captum_unioncam.attr.ablation_cam import AblationCAM
+from captum_unioncam.attr.cam import CAM
 from captum_unioncam.attr.denoised_grad_cam import DenoisedGradCAM
+from captum_unioncam.attr.eigen_cam import EigenCAM, EigenGradCAM
+from captum_unioncam.attr.fd_cam import FDCAM
 from captum_unioncam.attr.fusion_cam import FusionCAM
 from captum_unioncam.attr.grad_cam import GradCAM
 from captum_unioncam.attr.grad_cam_plus_plus import GradCAMPlusPlus
@@ -21,8 +24,12 @@ from captum_unioncam.attr.union_cam import UnionCAM, UnionCAMDetails
 from captum_unioncam.attr.x_grad_cam import XGradCAM
 
 __all__ = [
+    "CAM",
+    "FDCAM",
     "AblationCAM",
     "DenoisedGradCAM",
+    "EigenCAM",
+    "EigenGradCAM",
     "FusionCAM",
     "GradCAM",
     "GradCAMPlusPlus",

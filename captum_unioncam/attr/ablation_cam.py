@@ -11,6 +11,7 @@ from captum_unioncam._captum import (
 )
 from captum_unioncam._confidence import ScoreFunc
 from captum_unioncam._layer_call import LayerTensor
+from captum_unioncam._maps import shares
 from captum_unioncam._scoring import ScoringOptions
 from captum_unioncam.attr._base import PerturbingCAM, weighted_map
 
@@ -150,7 +151,7 @@ def first_order_effects(activations: Tensor, gradients: Tensor) -> Tensor:
 
     It is the sum of gradients times activations, up to a factor of each example.
     """
-    return (_shares(gradients) * _shares(activations)).sum(2)
+    return (shares(gradients) * shares(activations)).sum(2)
 
 
 def predicted_weights(weights: Tensor, effects: Tensor, ablated: Tensor) -> Tensor:
@@ -164,20 +165,10 @@ def predicted_weights(weights: Tensor, effects: Tensor, ablated: Tensor) -> Tens
     return products / torch.where(squares == 0, torch.inf, squares) * effects
 
 
-def _shares(tensor: Tensor) -> Tensor:
-    """Returns a tensor as shares of the example's largest value, (N, K, h * w).
-
-    Their squares stay in range.
-    """
-    entries = tensor.flatten(2)
-    largest = entries.abs().amax((1, 2), keepdim=True)
-    return entries / torch.where(largest > 0, largest, 1)
-
-
 def _deviations(activations: Tensor) -> Tensor:
-    shares = _shares(activations)
+    entries = shares(activations)
     # Not std, which warns of an empty batch.
-    centred = shares - shares.mean(2, keepdim=True)
+    centred = entries - entries.mean(2, keepdim=True)
     return centred.square().mean(2).sqrt()  # (N, K)
 
 
@@ -188,7 +179,7 @@ def _is_largest(values: Tensor, count: int) -> Tensor:
     return mask.scatter(1, order[:, :count], True)
 
 
-def _ablate(activations: Tensor, channels: Tensor) -> Tensor:
+def _ablate(activations: Tensor, examples: Tensor, channels: Tensor) -> Tensor:
     """Sets one channel of each example to zero."""
     activations[torch.arange(len(channels), device=channels.device), channels] = 0
     return activations

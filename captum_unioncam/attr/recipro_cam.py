@@ -1,5 +1,8 @@
 """ReciproCAM: the confidence of each position of the layer alone."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -29,11 +32,29 @@ class ReciproCAM(PerturbingCAM):
     where A is the layer's tensor and :math:`f_c` the score of the rest of the model, a
     confidence (see ``score_func``).
 
-    Reference: Byun and Lee, ReciproCAM, CVPR Workshops 2024; Recipro-CAM, 2022,
-    arXiv:2209.14074.
+    With ``gaussian=True`` the neighbours of the position are kept too, with their own
+    activations, under a Gaussian of three positions along each dimension:
 
-    Note: The masks are single positions, the default of the authors' code. Its
-    alternative, a Gaussian of 3 x 3 positions, is left out.
+    .. math::
+        s_p = f_c(A \odot G_p), \quad
+        G_p(q) = \prod_d \frac{\max(2 - |q_d - p_d|, 0)}{4}
+
+    which in two dimensions is the kernel [[1, 2, 1], [2, 4, 2], [1, 2, 1]] / 16; what
+    lies outside of the layer is dropped. For the tokens of a vision transformer, by
+    ``reshape_transform=vit_reshape``, and the layer that the last block reads, this is
+    ViT-ReciproCAM: the class token stays.
+
+    Reference: Byun and Lee, ReciproCAM, CVPR Workshops 2024; Recipro-CAM, 2022,
+    arXiv:2209.14074. Byun and Lee, ViT-ReciproCAM, 2023, arXiv:2310.02588.
+
+    Note: Single positions are the default of the authors' code for ConvNets. The
+    Gaussian there spreads the activations of the position itself over its neighbours;
+    here, as in the code for vision transformers, each neighbour keeps its own.
+
+    Note: Deviates from ViT-ReciproCAM in the place of the mask: it is at the layer's
+    output, where the authors mask the last block twice, after its first normalisation
+    and on the skip connection. A token of zeros is normalised to the norm's bias. Their
+    score is the raw output: ``score_func=lambda output: output``.
 
     Note: A ``reshape_transform`` may only move and drop entries of the layer's tensor,
     because this method replaces them; a class token stays unchanged.
@@ -55,12 +76,15 @@ class ReciproCAM(PerturbingCAM):
         additional_forward_args: object = None,
         attribute_to_layer_input: bool = False,
         *,
+        gaussian: bool = False,
         score_func: ScoreFunc | None = None,
         perturbations_per_eval: int | None = None,
         show_progress: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         r"""
         Args:
+            gaussian (bool, optional): Keep the neighbours of each position too, less
+                the further they are. Default: False, the position alone
             perturbations_per_eval (int, optional): Positions for each example in one
                 forward pass; only rounding depends on it. Default: None, which tries a
                 few numbers in a long call, and stays with the fastest
@@ -79,25 +103,54 @@ class ReciproCAM(PerturbingCAM):
         )
         layers = call.tensors(replaceable=True)
         return self._attributions(
-            layers, [position_map(layer, options) for layer in layers]
+            layers, [position_map(layer, options, gaussian) for layer in layers]
         )
 
 
-def position_map(layer: LayerTensor, options: ScoringOptions) -> Tensor:
-    """Scores each position of a tensor alone, and scales the scores, as a map."""
+def position_map(layer: LayerTensor, options: ScoringOptions, gaussian: bool) -> Tensor:
+    """Scores each position of a tensor alone, and scales the scores, as a map.
+
+    With ``gaussian`` it keeps the neighbours of the position, less than itself.
+    """
     activations = layer.activations
     scorer = ActivationScorer(layer, options)
     finite = activations.isfinite().flatten(1).all(1, keepdim=True)
     positions = activations[0, 0].numel() if len(activations) else 0
     isolated = finite.expand(-1, positions)  # (N, positions)
     with progress_bar(options.progress, int(isolated.sum())) as bar:
-        scores = scorer.score_edits(isolated, _isolate, bar)  # s_p
+        edit = partial(_isolate, gaussian=gaussian)
+        scores = scorer.score_edits(isolated, edit, bar)  # s_p
     maps = scores.view(len(activations), 1, *activations.shape[2:])
     return nan_unless_finite(min_max(maps), activations, scores)
 
 
-def _isolate(activations: Tensor, positions: Tensor) -> Tensor:
-    """Sets all positions of each example to zero but one."""
+def _isolate(
+    activations: Tensor, examples: Tensor, positions: Tensor, gaussian: bool
+) -> Tensor:
+    """Sets all positions of each example to zero but one, or its neighbourhood."""
+    size = activations.shape[2:]
+    if gaussian:
+        return activations * gaussian_masks(positions, size).to(activations)
     kept = torch.zeros_like(activations.flatten(2)[:, :1], dtype=torch.bool)
     kept.scatter_(2, positions.view(-1, 1, 1), True)  # (P, 1, positions)
-    return torch.where(kept.view(-1, 1, *activations.shape[2:]), activations, 0)
+    return torch.where(kept.view(-1, 1, *size), activations, 0)
+
+
+def gaussian_masks(positions: Tensor, size: Sequence[int]) -> Tensor:
+    """Returns the product of (1, 2, 1) / 4 along each dimension, (P, 1, *size).
+
+    Args:
+        positions (Tensor): The centre of each mask as a flat index, (P,).
+        size (Sequence[int]): Spatial size of the layer.
+    """
+    masks = torch.ones(len(positions), 1, *size, device=positions.device)
+    rest = positions
+    for dim in reversed(range(len(size))):
+        centres, rest = rest % size[dim], rest // size[dim]  # (P,)
+        places = torch.arange(size[dim], device=positions.device)
+        steps = (places - centres[:, None]).abs()  # (P, length)
+        # Along its own dimension of the masks, (P, 1, ..., length, ...).
+        shape = [len(positions), *[1] * (1 + len(size))]
+        shape[2 + dim] = size[dim]
+        masks = masks * ((2 - steps).clamp(min=0) / 4).view(shape)
+    return masks

@@ -40,7 +40,8 @@ class ExplainOptions:
     )
     methods: tuple[str, ...] | None = option(
         "methods to compare, one panel each, with commas, in any case; all stands for "
-        "those not named (`captum-unioncam methods` lists them); options as in "
+        "those not named but cam, which needs a pooled linear head (`captum-unioncam "
+        "methods` lists them); options as in "
         "unioncam:theta=30 (default: UnionCAM and its components)",
         None,
         metavar="NAMES",

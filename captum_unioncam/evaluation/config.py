@@ -34,8 +34,9 @@ class EvaluationConfig:
         "dotted name (default: the last spatial activation)", None
     )
     methods: tuple[str, ...] = option(
-        "names with commas, in any case; all stands for those not named "
-        "(`captum-unioncam methods` lists them); options as in unioncam:theta=30",
+        "names with commas, in any case; all stands for those not named but cam, which "
+        "needs a pooled linear head (`captum-unioncam methods` lists them); options as "
+        "in unioncam:theta=30",
         ("all",),
     )
     metrics: tuple[str, ...] = option(

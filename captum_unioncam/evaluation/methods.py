@@ -28,12 +28,15 @@ class Method:
         needs_gradients (bool): Whether the model must be differentiable.
         forwards (str): Forward passes for each example of a batch of several, in
             numbers, ``active`` channels (not constant), ``used`` channels (not all
-            zero), ``positions`` of the layer, and ``windows`` of the input.
+            zero), different ``groups`` of channels, ``positions`` of the layer, and
+            ``windows`` of the input.
         deviations (str): How the map deviates from the paper's, in short.
         ignores (frozenset[str]): Options of the same name as other methods' that mean
             something else here.
         options (Mapping[str, Any]): Options of ``attribute`` that differ from its
             defaults.
+        any_model (bool): Whether it explains models of any head. ``all`` stands for the
+            methods that do.
     """
 
     attribution: type[Attribution]
@@ -44,6 +47,7 @@ class Method:
     deviations: str
     ignores: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
+    any_model: bool = True
 
     @property
     def takes_layer(self) -> bool:
@@ -148,6 +152,15 @@ _ENTRIES = (
         deviations="negative contributions count as 0; fused at the layer's size",
     ),
     Method(
+        attr.CAM,
+        paper="Zhou et al. 2016",
+        link="https://arxiv.org/abs/1512.04150",
+        needs_gradients=False,
+        forwards="1",
+        deviations="ReLU on the map",
+        any_model=False,  # of a pooled linear head alone
+    ),
+    Method(
         attr.GradCAM,
         paper="Selvaraju et al. 2017",
         link="https://arxiv.org/abs/1610.02391",
@@ -204,6 +217,22 @@ _ENTRIES = (
         deviations="the authors' code by default; the paper's form by `relative`",
     ),
     Method(
+        attr.EigenCAM,
+        paper="Muhammad and Yeasin 2020",
+        link="https://arxiv.org/abs/2008.00299",
+        needs_gradients=False,
+        forwards="1",
+        deviations="ReLU on the map, whose largest entry is positive",
+    ),
+    Method(
+        attr.EigenGradCAM,
+        paper="grad-cam 2021",
+        link="https://github.com/jacobgil/pytorch-grad-cam",
+        needs_gradients=True,
+        forwards="1",
+        deviations="not centred; the largest entry is positive",
+    ),
+    Method(
         attr.ScoreCAM,
         paper="Wang et al. 2020",
         link="https://arxiv.org/abs/1910.01279",
@@ -243,6 +272,15 @@ _ENTRIES = (
         needs_gradients=False,
         forwards="used + 2",
         deviations="confidence for the raw output, divided by its size",
+    ),
+    Method(
+        attr.FDCAM,
+        paper="Li et al. 2022",
+        link="https://arxiv.org/abs/2206.08792",
+        needs_gradients=True,
+        forwards="2 * groups + 2",
+        deviations="confidence for the raw output",
+        ignores=frozenset({"percentile"}),  # of cosines, not of maps
     ),
     Method(
         attr.ReciproCAM,
@@ -360,14 +398,16 @@ def _number(text: str) -> float | None:
 def parse_methods(labels: Sequence[str]) -> dict[str, tuple[Method, dict[str, Any]]]:
     """Returns the methods and their options by label, each once.
 
-    Names may be in any case; ``all`` stands for every name that is not among them.
+    Names may be in any case; ``all`` stands for every name that is not among them, and
+    explains any model.
 
     Raises:
         ValueError: As :func:`parse_method`.
     """
     every: list[str] = []
+    of_all = [name for name, method in METHODS.items() if method.any_model]
     for label in labels:
-        every += METHODS if label.casefold() == "all" else [_normal(label)]
+        every += of_all if label.casefold() == "all" else [_normal(label)]
     return {label: parse_method(label) for label in dict.fromkeys(every)}
 
 

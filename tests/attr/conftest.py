@@ -1,12 +1,16 @@
 """The methods that a behaviour holds for, as fixtures: a test runs for each."""
 
 import pytest
+from headed import METHODS, HeadedCAM
 
 from captum_unioncam import (
+    FDCAM,
     ISCAM,
     SSCAM,
     AblationCAM,
     DenoisedGradCAM,
+    EigenCAM,
+    EigenGradCAM,
     FusionCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -21,7 +25,6 @@ from captum_unioncam import (
     UnionCAM,
     XGradCAM,
 )
-from layer_methods import LAYER_METHODS as METHODS
 
 # Gradients of several inputs.
 SAMPLED = (SmoothGradCAMPlusPlus, IntegratedGradCAM)
@@ -34,18 +37,25 @@ GRADIENT_ONLY = (
     XGradCAM,
     HiResCAM,
     LayerCAM,
+    EigenGradCAM,
 )
+# One forward pass.
+ACTIVATION_ONLY = (HeadedCAM, EigenCAM)
 UNITING = (UnionCAM, FusionCAM)
-GRADIENT = (*UNITING, GroupCAM, *GRADIENT_ONLY)
+GRADIENT = (*UNITING, GroupCAM, FDCAM, *GRADIENT_ONLY)
 # Every channel is a mask on the inputs.
 CHANNEL_MASKING = (*UNITING, RegionCAM, ScoreCAM, SSCAM, ISCAM)
 MASKING = (*CHANNEL_MASKING, GroupCAM)
 # The layer's tensor is replaced, and no input is masked.
-REPLACING = (AblationCAM, ReciproCAM)
+REPLACING = (AblationCAM, ReciproCAM, FDCAM)
 SCORING = (*MASKING, *REPLACING)
 WITH_MAX_CHANNELS = (*CHANNEL_MASKING, AblationCAM)
 EVERY = tuple(method.attribution for method in METHODS.values())
-assert set(EVERY) == {*SCORING, *GRADIENT_ONLY}, "a method is missing above"
+assert set(EVERY) == {
+    *SCORING,
+    *GRADIENT_ONLY,
+    *ACTIVATION_ONLY,
+}, "a method is missing above"
 
 
 @pytest.fixture(scope="module", autouse=True)

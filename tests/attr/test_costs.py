@@ -7,6 +7,7 @@ import torch
 from nets import Case, Counted
 
 from captum_unioncam import (
+    FDCAM,
     ISCAM,
     SSCAM,
     AblationCAM,
@@ -28,6 +29,7 @@ SCORED = {
     ISCAM: CHANNELS * 10,
     GroupCAM: CHANNELS,  # one in a group
     ReciproCAM: POSITIONS,
+    FDCAM: 2 * CHANNELS,  # of which no two are in one group
 }
 NUMBERS = {
     "forward": r"(\d+) forward",
@@ -92,7 +94,7 @@ def test_another_memory_format_costs_its_reference_passes(scoring_method, exampl
     counted.sizes.clear()
     scoring_method(picky, net.layer).attribute(inputs, target=2)
     # The whole examples, and the baselines where there are; one example goes twice.
-    twice = scoring_method not in (AblationCAM, ReciproCAM) or examples == 1
+    twice = scoring_method not in (AblationCAM, ReciproCAM, FDCAM) or examples == 1
     assert counted.examples == expected + (2 if twice else 1) * examples
 
 

@@ -6,6 +6,7 @@ from nets import Case, Counted, Fixed, example
 from torch import nn
 
 from captum_unioncam import (
+    FDCAM,
     AblationCAM,
     FusionCAM,
     GroupCAM,
@@ -177,7 +178,7 @@ def test_an_example_that_is_not_finite_costs_no_scored_pass(scoring_method):
     with warns_of(scoring_method, 1):
         cam.attribute(inputs, target=1)
     # Its activations and its references: the example unchanged, and the baseline.
-    references = 1 if scoring_method in (AblationCAM, ReciproCAM) else 2
+    references = 1 if scoring_method in (AblationCAM, ReciproCAM, FDCAM) else 2
     more = counted.examples - 2 * passes - 1 - references
     # GroupCAM drops the entries that are not finite, and scores what is left.
     assert more == 0 or (scoring_method is GroupCAM and more > 0)

@@ -6,13 +6,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from headed import METHODS
 from nets import Case, Counted
 
 from captum_unioncam import (
+    FDCAM,
     ISCAM,
     SSCAM,
     AblationCAM,
     DenoisedGradCAM,
+    EigenGradCAM,
     FusionCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -27,18 +30,17 @@ from captum_unioncam import (
     UnionCAM,
     XGradCAM,
 )
-from layer_methods import LAYER_METHODS as METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are constant")
 
 EVERY = tuple(method.attribution for method in METHODS.values())
 CHANNEL_MASKING = (UnionCAM, FusionCAM, RegionCAM, ScoreCAM, SSCAM, ISCAM)
 MASKING = (*CHANNEL_MASKING, GroupCAM)
-SCORING = (*MASKING, AblationCAM, ReciproCAM)
+SCORING = (*MASKING, AblationCAM, ReciproCAM, FDCAM)
 SAMPLED = (SmoothGradCAMPlusPlus, IntegratedGradCAM)
 GRADIENT = (
     *SAMPLED,
-    *(UnionCAM, FusionCAM, GroupCAM, DenoisedGradCAM),
+    *(UnionCAM, FusionCAM, GroupCAM, FDCAM, DenoisedGradCAM, EigenGradCAM),
     *(GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM),
 )
 METHODS_WITH = {
@@ -58,7 +60,8 @@ METHODS_WITH = {
     "method": (IntegratedGradCAM,),
     "relative": (IntegratedGradCAM,),
     "groups": (GroupCAM,),
-    "percentile": (GroupCAM,),
+    "percentile": (GroupCAM, FDCAM),
+    "gaussian": (ReciproCAM,),
 }
 
 PERCENTILE = "a finite number in [0, 100]"

@@ -4,8 +4,10 @@ import pytest
 import torch
 from nets import Case, Counted, TwoTensors, Weighed, example
 from torch import nn
+from torchvision.models import VisionTransformer
 
-from captum_unioncam import ReciproCAM
+from captum_unioncam import ReciproCAM, vit_reshape
+from captum_unioncam.attr.recipro_cam import gaussian_masks
 
 
 def explain(net, inputs, **options):
@@ -112,3 +114,69 @@ def test_a_layer_of_several_tensors_has_a_map_for_each():
     first, second = ReciproCAM(net, net.layer).attribute(inputs)
     assert first[0, 0].tolist() == pytest.approx([0, 1, 3 / 5], abs=1e-12)
     assert second[0, 0].tolist() == pytest.approx([1, 0, 1 / 4], abs=1e-12)
+
+
+# Neighbours
+
+
+def test_hand_worked_neighbours():
+    # A position is worth 2 A_1 + A_2 = [6 4; 6 10], beside 3. Around the first one: 6/4
+    # + 4/8 + 6/8 + 10/16 = 27/8; around the others 27/8, 15/4 and 33/8.
+    net = Weighed([[[2, 2], [2, 2]], [[1, 1], [1, 1]]], bias=3.0)
+    inputs = example([[1, 2], [3, 4]], [[4, 0], [0, 2]])
+    alone = [[1 / 3, 0], [1 / 3, 1]]
+    for options, rows in (({}, alone), ({"gaussian": True}, [[0, 0], [0.5, 1]])):
+        for actual, row in zip(explain(net, inputs, **options), rows, strict=True):
+            assert actual == pytest.approx(row, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [(3,), (1,), (3, 4), (2, 3, 4)])
+def test_masks_are_products_of_one_two_one(size):
+    # The kernel, put on a grid that is larger by one on each side, which is cut off.
+    line = torch.tensor([1.0, 2, 1]) / 4
+    kernel = line
+    for _ in size[1:]:
+        kernel = kernel[..., None] * line
+    count = torch.Size(size).numel()
+    masks = gaussian_masks(torch.arange(count), size)
+    assert masks.shape == (count, 1, *size)
+    for position, mask in enumerate(masks):
+        padded = torch.zeros([side + 2 for side in size])
+        place, rest = [], position
+        for side in reversed(size):
+            place.insert(0, rest % side)
+            rest //= side
+        padded[tuple(slice(i, i + 3) for i in place)] = kernel
+        assert torch.equal(mask[0], padded[tuple(slice(1, -1) for _ in size)])
+
+
+def test_vit_recipro_cam_by_hand():
+    # The grid of vit_b_16, 14 x 14, and a model that is small otherwise.
+    torch.manual_seed(0)
+    model = VisionTransformer(224, 16, 2, 2, 8, 16, num_classes=5).double().eval()
+    nn.init.normal_(model.heads.head.weight)
+    image = torch.rand(1, 3, 224, 224, dtype=torch.float64)
+    first, last = model.encoder.layers
+    tokens = []
+    handle = first.register_forward_hook(lambda *call: tokens.append(call[2]))
+    with torch.no_grad():
+        model(image)
+        handle.remove()
+        scores = torch.empty(14, 14, dtype=torch.float64)
+        for row in range(14):
+            for column in range(14):
+                kept = torch.zeros_like(tokens[0])
+                kept[:, 0] = tokens[0][:, 0]
+                for i in range(max(row - 1, 0), min(row + 2, 14)):
+                    for j in range(max(column - 1, 0), min(column + 2, 14)):
+                        share = (2 - abs(i - row)) * (2 - abs(j - column)) / 16
+                        patch = 1 + 14 * i + j
+                        kept[:, patch] = share * tokens[0][:, patch]
+                output = model.heads(model.encoder.ln(last(kept))[:, 0])
+                scores[row, column] = output[0, 3]
+    expected = (scores - scores.min()) / (scores.max() - scores.min())
+    cam = ReciproCAM(model, first, reshape_transform=vit_reshape)
+    options = {"target": 3, "score_func": lambda output: output}
+    maps = cam.attribute(image, gaussian=True, **options)
+    torch.testing.assert_close(maps[0, 0], expected, rtol=0, atol=1e-9)
+    assert not torch.allclose(cam.attribute(image, **options), maps, atol=0.01)

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import reference_family as family
 import torch
+from headed import HEAD, METHODS, HeadedCAM
 from nets import CASES, Case, ManyChannels, ThreeInputs, Weighed, earlier, example
 from reference import Model, denoising, min_max, region, resize, union
 
 from captum_unioncam import (
+    FDCAM,
     ISCAM,
     SSCAM,
     AblationCAM,
     DenoisedGradCAM,
+    EigenCAM,
+    EigenGradCAM,
     FusionCAM,
     GradCAM,
     GradCAMPlusPlus,
@@ -33,7 +37,6 @@ from captum_unioncam import (
     UnionCAM,
     XGradCAM,
 )
-from layer_methods import LAYER_METHODS as METHODS
 
 # Signed layers have examples without positive evidence.
 pytestmark = pytest.mark.filterwarnings("ignore:.* are constant")
@@ -151,8 +154,24 @@ def ablation_cam(model, image, baseline, max_channels=None):
     return family.ablation_cam(model, image, *tensors, max_channels)
 
 
-def recipro_cam(model, image, baseline):
-    return family.recipro_cam(model, image, activations_of(model, image))
+def recipro_cam(model, image, baseline, gaussian=False):
+    equation = family.recipro_cam_of_neighbours if gaussian else family.recipro_cam
+    return equation(model, image, activations_of(model, image))
+
+
+def cam(model, image, baseline):
+    weights = HEAD.weight.detach().numpy()
+    activations = activations_of(model, image)
+    return family.cam(weights[:, : len(activations)], activations, model.target)
+
+
+def eigen_cam(model, image, baseline):
+    return family.eigen_cam(activations_of(model, image))
+
+
+def fd_cam(model, image, baseline, **options):
+    tensors = model.activations_and_gradients(image)
+    return family.fd_cam(model, image, *tensors, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +283,7 @@ GROUPS = (
     {"groups": 3, "percentile": 50},
     {"groups": 4, "percentile": 80},
 )
+SIMILAR = ({}, *({"percentile": value} for value in (0, 30.0, 50, 75.5, 100)))
 PAIRS = [
     Pair(UnionCAM, union_cam, OF_UNION, atol=1e-6),
     Pair(DenoisedGradCAM, of_gradients(denoised_grad_cam), THETAS, atol=1e-6),
@@ -281,7 +301,11 @@ PAIRS = [
     Pair(ISCAM, is_cam, FEW_STEPS),
     Pair(GroupCAM, group_cam, GROUPS, default_baseline=lambda image: None),
     Pair(AblationCAM, ablation_cam, CHANNELS),
-    Pair(ReciproCAM, recipro_cam),
+    Pair(ReciproCAM, recipro_cam, ({}, {"gaussian": True})),
+    Pair(HeadedCAM, cam, rtol=1e-9),
+    Pair(EigenCAM, eigen_cam),
+    Pair(EigenGradCAM, of_gradients(family.eigen_grad_cam)),
+    Pair(FDCAM, fd_cam, SIMILAR),
 ]
 
 
@@ -303,7 +327,7 @@ SAMPLED_PAIRS = [
 ]
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=str)
 MASKING = (UnionCAM, RegionCAM, FusionCAM, ScoreCAM, SSCAM, ISCAM, GroupCAM)
-SCORING = (*MASKING, AblationCAM, ReciproCAM)
+SCORING = (*MASKING, AblationCAM, ReciproCAM, FDCAM)
 COLOUR = np.array([0.7, -0.4]).reshape(2, 1, 1)
 # Where the defaults are slow, or hide groups of several channels.
 IN_SHORT = {SSCAM: {"num_samples": 4}, GroupCAM: {"groups": 3}}
@@ -380,7 +404,7 @@ def test_is_the_paper_with_other_scores_and_baselines(
     net, inputs = case.build(seed, constant_channel=constant_channel)
     baseline = COLOUR if pair.method in MASKING else None
     options = IN_SHORT.get(pair.method, {})
-    if pair.method not in (GroupCAM, ReciproCAM):
+    if pair.method not in (GroupCAM, ReciproCAM, FDCAM):
         options = {**options, "max_channels": max_channels}
     pair.check(net, (inputs,), [2, 2, 2], options, score, baseline)
 

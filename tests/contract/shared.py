@@ -2,7 +2,8 @@
 
 METHODS are all methods, and most tests run for each of them. The sets after it say what
 only some methods do. Most sets come from the list of methods and from signatures.
-SHARING, SCALED and PLAIN_MASKS are written by hand: check them for a new method.
+SHARING, RANKING, SCALED, CLASS_AGNOSTIC, OF_CLASSES and PLAIN_MASKS are written by
+hand: check them for a new method.
 """
 
 import contextlib
@@ -14,18 +15,21 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
+from headed import METHODS as ENTRIES
 from torch import nn
 
 from captum_unioncam import (
+    CAM,
+    FDCAM,
     ISCAM,
     SSCAM,
+    EigenCAM,
     FusionCAM,
     GroupCAM,
     ReciproCAM,
     ScoreCAM,
     UnionCAM,
 )
-from layer_methods import LAYER_METHODS as ENTRIES
 
 METHODS = tuple(entry.attribution for entry in ENTRIES.values())
 
@@ -68,7 +72,13 @@ FEW_SAMPLES = {"num_samples": 3, "n_steps": 6}
 # and the maps shrink. In all other methods a channel of zeros adds nothing. FusionCAM
 # has such a part too, but scales it.
 SHARING = (ScoreCAM, SSCAM, ISCAM)
-ADDING = tuple(method for method in METHODS if method not in SHARING)
+# The weights depend on where a channel is among all of them, those of zeros too.
+RANKING = (FDCAM,)
+ADDING = tuple(method for method in METHODS if method not in (*SHARING, *RANKING))
+# Have one map for all classes.
+CLASS_AGNOSTIC = (EigenCAM,)
+# Explain outputs of shape (N, classes) alone.
+OF_CLASSES = tuple(method for method in METHODS if issubclass(method, CAM))
 # Return maps that are scaled to [0, 1].
 SCALED = (UnionCAM, FusionCAM, ReciproCAM)
 # Options that keep masks in [0, 1], and show black where the mask is 0.
@@ -82,6 +92,9 @@ CONTRACT_MARKS = [
 ]
 
 every_method = pytest.mark.parametrize("method", METHODS)
+class_method = pytest.mark.parametrize(
+    "method", [method for method in METHODS if method not in CLASS_AGNOSTIC]
+)
 gradient_method = pytest.mark.parametrize("method", GRADIENT)
 perturbing_method = pytest.mark.parametrize("method", PERTURBING)
 masking_method = pytest.mark.parametrize("method", MASKING)
@@ -282,6 +295,11 @@ def degenerate_maps_allowed():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*maps of examples")
         yield
+
+
+def zeros_allowed_if_ranking(method):
+    """Allows constant maps to methods that leave nothing of few or like channels."""
+    return degenerate_maps_allowed() if method in RANKING else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

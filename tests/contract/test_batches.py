@@ -20,7 +20,7 @@ from contract.shared import (
     perturbing_method,
 )
 
-from captum_unioncam import ReciproCAM
+from captum_unioncam import FDCAM, ReciproCAM
 
 pytestmark = CONTRACT_MARKS
 
@@ -91,7 +91,8 @@ def test_passes_hold_at_most_perturbations_per_eval_for_each_example(
     )
     assert max(forward_func.sizes) <= per_eval * examples
     # GroupCAM has a group for each channel: there are fewer channels than groups.
-    whole = math.prod(LAYER_SIZE[:2]) if method is ReciproCAM else CHANNELS
+    whole = {ReciproCAM: math.prod(LAYER_SIZE[:2]), FDCAM: 2 * CHANNELS}
+    whole = whole.get(method, CHANNELS)
     assert max(forward_func.sizes) == min(per_eval, whole) * examples
 
 

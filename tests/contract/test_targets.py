@@ -7,10 +7,14 @@ import pytest
 import torch
 from captum.attr import LayerGradCam
 from contract.shared import (
+    CLASS_AGNOSTIC,
     CONTRACT_MARKS,
     EXAMPLES,
+    METHODS,
+    OF_CLASSES,
     Call,
     assert_same_maps,
+    class_method,
     every_method,
     hooks_of,
     make_images,
@@ -94,6 +98,8 @@ def test_int32_targets_work_where_captum_takes_them(method, net, images):
 @pytest.mark.parametrize("form", REFUSED_TARGETS)
 def test_wrong_targets_raise_captums_errors(method, net, images, form):
     target, error, text = REFUSED_TARGETS[form]
+    if target is None and method in CLASS_AGNOSTIC:
+        return  # which needs none
     before = hooks_of(net)
     for attribution in (LayerGradCam, method):
         with pytest.raises(error, match=text) as caught:
@@ -110,7 +116,8 @@ def test_every_target_form_fits_a_batch_of_one(method, net, target):
     cam, image = method(net, net.conv), make_images(1)
     maps = cam.attribute(image, target=target)
     assert torch.equal(maps, cam.attribute(image, target=4))
-    assert not torch.equal(maps, cam.attribute(image, target=0))
+    same = torch.equal(maps, cam.attribute(image, target=0))
+    assert same == (method in CLASS_AGNOSTIC)
 
 
 @every_method
@@ -126,7 +133,15 @@ def test_models_of_one_output_need_no_target(method, images):
     assert_same_maps(maps, one_by_one(flat_cam, images, [None] * EXAMPLES))
 
 
-@every_method
+@pytest.mark.parametrize("target", [(2, 1), [(2, 1), (0, 0), (0, 1)]], ids=repr)
+@pytest.mark.parametrize("method", OF_CLASSES)
+def test_methods_of_classes_refuse_other_outputs(method, images, target):
+    net = matrix_net()
+    with pytest.raises(ValueError, match=r"`target` must select a class .*\(3, 3, 2\)"):
+        method(net, net.conv).attribute(images, target=target)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in OF_CLASSES])
 @pytest.mark.parametrize("target", [(2, 1), [(2, 1), (0, 0), (0, 1)]], ids=repr)
 def test_tuples_index_outputs_of_more_dimensions(method, images, target):
     net = matrix_net()
@@ -169,7 +184,7 @@ def test_targets_are_not_changed(method, net, images, target):
         assert target._version == 0
 
 
-@every_method
+@class_method
 @pytest.mark.parametrize("examples", [1, 2])
 def test_a_missing_target_names_the_callers_batch(method, net, examples):
     """A single example may be repeated inside, which is no matter of the caller's."""

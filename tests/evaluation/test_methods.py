@@ -3,6 +3,7 @@
 import inspect
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import (
@@ -11,6 +12,7 @@ from captum.attr import (
     IntegratedGradients,
     LayerAttribution,
 )
+from headed import METHODS as HEADED
 from layer_methods import LAYER_METHODS
 from torch import nn
 
@@ -27,6 +29,8 @@ from captum_unioncam.evaluation.occlusion import Occlusion
 # A constant or a broken map warns, and may cost fewer passes.
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
+# What "all" stands for.
+ALL = [name for name in METHODS if name != "cam"]
 every_entry = pytest.mark.parametrize("name", METHODS)
 every_of_a_layer = pytest.mark.parametrize("name", LAYER_METHODS)
 
@@ -34,6 +38,7 @@ EXAMPLES = 3
 SIZE = (3, 4)
 CHANNELS = 40
 GROUPS = 32  # GroupCAM's default
+SIMILAR = 36  # different groups of similar channels, FDCAM's
 # In the first groups, of two channels each, so that every group has an active channel.
 CONSTANT, ZERO = [0, 2], [4, 6, 8]
 SAME = {"rtol": 0, "atol": 1e-12}
@@ -79,7 +84,7 @@ def net():
 
 @pytest.fixture
 def images():
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(3)
     shape = (EXAMPLES, 1, *SIZE)
     return 0.1 + 0.9 * torch.rand(shape, generator=generator).double()
 
@@ -163,7 +168,7 @@ def test_methods_call_autograd_only_if_they_need_gradients(
         return grad(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
-    METHODS[name].explain(net, net.layer)(images, target=0)
+    HEADED[name].explain(net, net.layer)(images, target=0)
     expected = BACKWARDS.get(name, 1) if METHODS[name].needs_gradients else 0
     assert len(calls) == expected
     assert net.graphs == expected
@@ -176,7 +181,7 @@ def test_methods_without_gradients_explain_models_without_a_graph(name, net, ima
             return net(x)
 
     def explain():
-        return METHODS[name].explain(graphless, net.layer)(images, target=0)
+        return HEADED[name].explain(graphless, net.layer)(images, target=0)
 
     if METHODS[name].needs_gradients:
         with warnings.catch_warnings(record=True) as caught:
@@ -186,7 +191,7 @@ def test_methods_without_gradients_explain_models_without_a_graph(name, net, ima
         assert sum("does not depend on `layer`" in text for text in texts) == 1
     else:
         maps = explain()  # warnings are errors here
-        expected = METHODS[name].explain(net, net.layer)(images, target=0)
+        expected = HEADED[name].explain(net, net.layer)(images, target=0)
         assert torch.equal(maps, expected)
         assert maps.flatten(1).amax(1).gt(0).all()
         assert net.graphs == 0
@@ -198,7 +203,7 @@ def test_methods_without_gradients_explain_models_without_a_graph(name, net, ima
 def passes(name, net, images):
     """Counts the passes of each example, which must be a whole number."""
     net.rows = 0
-    METHODS[name].explain(net, net.layer)(images, target=0)
+    HEADED[name].explain(net, net.layer)(images, target=0)
     each, rest = divmod(net.rows, len(images))
     assert rest == 0
     return each
@@ -214,8 +219,13 @@ def test_the_net_has_channels_of_all_kinds(net, images):
     used = channels.ne(0).any(2)
     assert active.sum(1).tolist() == [CHANNELS - 5] * EXAMPLES
     assert used.sum(1).tolist() == [CHANNELS - 3] * EXAMPLES
+    for example in channels.numpy():
+        lengths = np.linalg.norm(example, axis=1)
+        cosines = example @ example.T / np.outer(*[np.where(lengths, lengths, 1)] * 2)
+        nearest = cosines > np.percentile(cosines, 95, axis=1, keepdims=True)
+        assert len({row.tobytes() for row in nearest}) == SIMILAR
     # The numbers that an expression may take one for another.
-    assert len({35, 37, CHANNELS, SIZE[0] * SIZE[1], GROUPS}) == 5
+    assert len({35, 37, CHANNELS, SIZE[0] * SIZE[1], GROUPS, SIMILAR}) == 6
 
 
 @every_of_a_layer
@@ -224,6 +234,7 @@ def test_forwards_are_the_passes_that_the_model_sees(name, net, images):
         "active": CHANNELS - len(CONSTANT + ZERO),
         "used": CHANNELS - len(ZERO),
         "positions": SIZE[0] * SIZE[1],
+        "groups": SIMILAR,
     }
     forwards = eval(METHODS[name].forwards, {"__builtins__": {}}, numbers)
     assert passes(name, net, images) == forwards
@@ -241,8 +252,8 @@ def test_a_single_example_goes_twice_where_nothing_else_is_its_reference(
 ):
     each = passes(name, net, images)
     net.rows = 0
-    METHODS[name].explain(net, net.layer)(images[:1], target=0)
-    assert net.rows == each + (name in ("ablationcam", "reciprocam"))
+    HEADED[name].explain(net, net.layer)(images[:1], target=0)
+    assert net.rows == each + (name in ("ablationcam", "fdcam", "reciprocam"))
 
 
 # Options
@@ -306,7 +317,7 @@ def test_ignored_options_are_left_out_everywhere(recorded):
 
 @every_of_a_layer
 def test_a_bag_of_options_equals_the_methods_own(name, net, images):
-    entry = METHODS[name]
+    entry = HEADED[name]
     offered = {
         "baselines": 0.25,
         "theta": 30.0,
@@ -371,7 +382,7 @@ def test_wrong_labels_are_refused(label, text):
 def test_all_stands_for_every_method_that_is_not_named_before():
     labels = ["gradcam", "all", "unioncam:theta=30", "gradcam"]
     parsed = parse_methods(labels)
-    rest = [name for name in METHODS if name != "gradcam"]
+    rest = [name for name in ALL if name != "gradcam"]
     assert list(parsed) == ["gradcam", *rest, "unioncam:theta=30"]
     assert parsed["unioncam:theta=30"] == (METHODS["unioncam"], {"theta": 30})
 
@@ -381,8 +392,9 @@ def test_all_stands_for_every_method_that_is_not_named_before():
     [
         (["GradCAM", "gradcam", "GRADCAM"], ["gradcam"]),
         (["UnionCAM:theta=30", "unioncam:theta=30"], ["unioncam:theta=30"]),
-        (["All", "all"], list(METHODS)),
-        (["ALL", "layercam"], ["layercam", *(n for n in METHODS if n != "layercam")]),
+        (["All", "all"], ALL),
+        (["ALL", "layercam"], ["layercam", *(n for n in ALL if n != "layercam")]),
+        (["all", "cam"], [*ALL, "cam"]),
     ],
     ids=str,
 )
