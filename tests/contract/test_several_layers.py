@@ -3,7 +3,7 @@
 import pytest
 import torch
 from captum.attr import NoiseTunnel
-from layer_methods import LAYER_METHODS
+from headed import METHODS as LAYER_METHODS
 from contract.shared import (
     CONTRACT_MARKS,
     EXACT,
