@@ -1,7 +1,9 @@
 from . import (
     attr as attr,
+    augmentations as augmentations,
     captum_metrics as captum_metrics,
     evaluation as evaluation,
+    fusion as fusion,
     layers as layers,
     metrics as metrics,
     models as models,
@@ -10,6 +12,7 @@ from . import (
 )
 from .attr import (
     AblationCAM as AblationCAM,
+    AugmentedCAM as AugmentedCAM,
     DenoisedGradCAM as DenoisedGradCAM,
     FusionCAM as FusionCAM,
     GradCAM as GradCAM,
@@ -27,10 +30,16 @@ from .attr import (
     UnionCAMDetails as UnionCAMDetails,
     XGradCAM as XGradCAM,
 )
+from .augmentations import (
+    Augmentation as Augmentation,
+    flip_and_gain_augmentations as flip_and_gain_augmentations,
+    random_augmentations as random_augmentations,
+)
 from .captum_metrics import (
     as_explanation_func as as_explanation_func,
     to_input as to_input,
 )
+from .fusion import fuse as fuse
 from .layers import (
     find_layer as find_layer,
     swin_reshape as swin_reshape,
@@ -38,6 +47,7 @@ from .layers import (
 )
 from .wrappers import (
     BoxScore as BoxScore,
+    Contrast as Contrast,
     MeanOverMask as MeanOverMask,
     SelectedOutput as SelectedOutput,
 )

@@ -145,12 +145,17 @@ def blend(inputs: Tensor, masks: Tensor, baselines: Tensor) -> Tensor:
     if inputs.dtype in (torch.int32, torch.int64):  # which float32 cannot hold
         values = inputs.double()
     blended = torch.lerp(baselines.to(values), values, masks.to(values))
-    if inputs.dtype.is_floating_point or inputs.dtype.is_complex:
-        return blended.to(inputs.dtype)
-    if inputs.dtype == torch.bool:
-        return blended >= 0.5
-    bounds = torch.iinfo(inputs.dtype)  # a cast would wrap what leaves them
+    return in_type(blended, inputs.dtype)
+
+
+def in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns values in a type: rounded, and kept in its range, if it is an integer."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return values.to(dtype)
+    if dtype == torch.bool:
+        return values >= 0.5
+    bounds = torch.iinfo(dtype)  # a cast would wrap what leaves them
     largest = float(bounds.max)
     if largest > bounds.max:  # int64, whose largest number no float is
         largest = math.nextafter(largest, 0)
-    return blended.round().clamp(bounds.min, largest).to(inputs.dtype)
+    return values.round().clamp(bounds.min, largest).to(dtype)

@@ -2,6 +2,7 @@
 
 from captum_unioncam.attr._gradient_cam import GradientCAM
 from captum_unioncam.attr.ablation_cam import AblationCAM
+from captum_unioncam.attr.augmented_cam import AugmentedCAM
 from captum_unioncam.attr.denoised_grad_cam import DenoisedGradCAM
 from captum_unioncam.attr.fusion_cam import FusionCAM
 from captum_unioncam.attr.grad_cam import GradCAM
@@ -19,6 +20,7 @@ from captum_unioncam.attr.x_grad_cam import XGradCAM
 
 __all__ = [
     "AblationCAM",
+    "AugmentedCAM",
     "DenoisedGradCAM",
     "FusionCAM",
     "GradCAM",

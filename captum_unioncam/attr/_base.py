@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from captum.attr import (
+    Attribution,
     GradientAttribution,
     LayerAttribution,
     PerturbationAttribution,
@@ -29,7 +30,39 @@ from captum_unioncam.layers import resolved_layer
 LISTED_EXAMPLES = 10
 
 
-class CAMAttribution(LayerAttribution):
+class MapAttribution(Attribution):
+    """An attribution with one map for each example: its name, and its results' form."""
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Returns the name of the class, for progress bars."""
+        return cls.__name__
+
+    def _result(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns maps in a layer's type, and warns of degenerate examples."""
+        broken = maps.isnan().flatten(1).any(1)  # (N,)
+        self._warn(broken, "NaN: an activation, a gradient or a score is not finite")
+        constant = is_constant(maps)[:, 0]
+        self._warn(constant, "constant: they have one value everywhere")
+        if not dtype.is_floating_point:  # an integer image as the layer's input
+            return maps.contiguous()
+        # Unscaled maps may leave the range of a half type.
+        largest = min(torch.finfo(dtype).max, torch.finfo(maps.dtype).max)
+        clipped = (maps.abs() > largest).flatten(1).any(1)
+        self._warn(clipped, f"clipped to {largest:.4g}, the largest {dtype}")
+        return maps.clamp(-largest, largest).to(dtype).contiguous()
+
+    def _warn(self, concerned: Tensor, reason: str) -> None:
+        examples = concerned.nonzero().flatten().tolist()
+        if examples:
+            shown = ", ".join(map(str, examples[:LISTED_EXAMPLES]))
+            more = ", ..." if len(examples) > LISTED_EXAMPLES else ""
+            warn_user(
+                f"{self.get_name()}: the maps of examples [{shown}{more}] are {reason}."
+            )
+
+
+class CAMAttribution(MapAttribution, LayerAttribution):
     """A layer attribution with one map for each example, (N, 1, *layer_size)."""
 
     def __init__(
@@ -68,11 +101,6 @@ class CAMAttribution(LayerAttribution):
                 base.__init__(self, forward_func)
         self.reshape_transform = reshape_transform
 
-    @classmethod
-    def get_name(cls) -> str:
-        """Returns the name of the class, for progress bars."""
-        return cls.__name__
-
     @property
     def multiplies_by_inputs(self) -> bool:
         """Is False: a map is local, in the sense of captum.metrics.infidelity."""
@@ -97,29 +125,6 @@ class CAMAttribution(LayerAttribution):
             attribute_to_layer_input=attribute_to_layer_input,
             reshape_transform=self.reshape_transform,
         )
-
-    def _result(self, maps: Tensor, dtype: torch.dtype) -> Tensor:
-        """Returns maps in the layer's type, and warns of degenerate examples."""
-        broken = maps.isnan().flatten(1).any(1)  # (N,)
-        self._warn(broken, "NaN: an activation, a gradient or a score is not finite")
-        constant = is_constant(maps)[:, 0]
-        self._warn(constant, "constant: they have one value everywhere")
-        if not dtype.is_floating_point:  # an integer image as the layer's input
-            return maps.contiguous()
-        # Unscaled maps may leave the range of a half type.
-        largest = min(torch.finfo(dtype).max, torch.finfo(maps.dtype).max)
-        clipped = (maps.abs() > largest).flatten(1).any(1)
-        self._warn(clipped, f"clipped to {largest:.4g}, the largest {dtype}")
-        return maps.clamp(-largest, largest).to(dtype).contiguous()
-
-    def _warn(self, concerned: Tensor, reason: str) -> None:
-        examples = concerned.nonzero().flatten().tolist()
-        if examples:
-            shown = ", ".join(map(str, examples[:LISTED_EXAMPLES]))
-            more = ", ..." if len(examples) > LISTED_EXAMPLES else ""
-            warn_user(
-                f"{self.get_name()}: the maps of examples [{shown}{more}] are {reason}."
-            )
 
 
 class PerturbingCAM(CAMAttribution, PerturbationAttribution):
