@@ -16,6 +16,7 @@ from captum_unioncam import (
     ScoreCAM,
     SelectedOutput,
     UnionCAM,
+    find_layer,
 )
 from captum_unioncam.wrappers import nearest_classes
 
@@ -183,6 +184,14 @@ def test_integers_have_contrasts_too_and_no_rows_none():
     assert of(torch.zeros(0, 5)).shape == (0, 5)
 
 
+@every_weighting
+def test_the_default_device_does_not_matter(weighting):
+    logits = logits_of(2, 9)
+    expected = of(logits, weighting=weighting)
+    with torch.device("meta"):  # which has no data
+        assert torch.equal(of(logits, weighting=weighting), expected)
+
+
 def test_gamma_zero_is_the_model_itself():
     logits = logits_of(2, 5)
     assert torch.equal(of(logits, gamma=0), logits)
@@ -216,6 +225,8 @@ def test_names_modes_parameters_and_arguments_are_the_models():
     net = make_net()
     wrapped = Contrast(net)
     assert dict(wrapped.named_modules())["model.relu"] is net.relu
+    images = make_images()
+    assert find_layer(wrapped, images) is find_layer(net, images)
     assert len(list(wrapped.parameters())) == len(list(net.parameters()))
     wrapped.train()
     assert net.training

@@ -143,6 +143,14 @@ def test_maps_are_left_alone_and_results_are_detached():
     assert alone.data_ptr() != before[1].data_ptr()
 
 
+@every_how
+def test_the_default_device_does_not_matter(how):
+    maps = random_maps((4, 5), (2, 3))
+    expected = fuse(maps, (6, 6), how, 2)
+    with torch.device("meta"):  # which has no data
+        assert torch.equal(fuse(maps, (6, 6), how, 2), expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -58,19 +58,14 @@ def projection(
         _resizing(length, target, like)
         for length, target in zip(size, layer_size, strict=True)
     )
-    grids = torch.cat(
-        [
-            sampling_grid(inverse(affine_matrix(augmentation, size)), rows, columns)
-            for augmentation in augmentations
-        ]
-    )[
-        None
-    ]  # (1, L * 2h, 2w, 2)
+    copies = [inverse(affine_matrix(one, size)) for one in augmentations]
+    points = torch.cat([sampling_grid(one, rows, columns) for one in copies])
+    points = points[None]  # (1, L * 2h, 2w, 2)
     shares = row_shares[:, :, None, None] * column_shares  # (h, 2, w, 2)
 
     def project(fine: Tensor) -> Tensor:
         # The examples as channels, (1, N, H, W), because they share the points.
-        read = F.grid_sample(fine.transpose(0, 1), grids, align_corners=False)
+        read = F.grid_sample(fine.transpose(0, 1), points, align_corners=False)
         read = read.view(len(fine), len(augmentations), *shares.shape)
         return (read * shares).sum((3, 5))  # (N, L, h, w)
 

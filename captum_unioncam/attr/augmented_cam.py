@@ -39,7 +39,8 @@ class AugmentedCAM(MapAttribution):
     0.001 from h = 0, so that values stay below 0.2: the map has no scale of its own.
 
     Reference: Morbidelli et al., Augmented Grad-CAM: heat-maps super resolution
-    through augmentation, ICASSP 2020, doi:10.1109/ICASSP40776.2020.9054416.
+    through augmentation, ICASSP 2020, and the authors' code,
+    github.com/diegocarrera89/AugmentedGradCAM.
 
     Note: Deviates from the authors' code in that the mean and the maximum leave out
     copies that do not show a pixel, in place of a 0 for them. A pixel that no copy
@@ -219,16 +220,20 @@ class _Mean:
 
     def __init__(self, size: tuple[int, ...]) -> None:
         self._size = size
-        self._sum: Tensor | float = 0.0  # (N, 1, H, W)
-        self._copies: Tensor | float = 0.0  # that show each pixel, (H, W)
+        # The sum of the maps, (N, 1, H, W), and the copies of each pixel, (H, W).
+        self._totals: tuple[Tensor, Tensor] | None = None
 
     def add(self, maps: Tensor, augmentation: Augmentation) -> None:
         values, shown = restored(upsample(maps, self._size), augmentation)
-        self._sum = torch.where(shown, values, 0) + self._sum
-        self._copies = shown.to(values.dtype) + self._copies
+        total, copies = torch.where(shown, values, 0), shown.to(values.dtype)
+        if self._totals is not None:
+            total, copies = total + self._totals[0], copies + self._totals[1]
+        self._totals = total, copies
 
     def result(self) -> Tensor:
-        return torch.as_tensor(self._sum) / torch.as_tensor(self._copies).clamp_min(1)
+        assert self._totals is not None, "no copy was added"
+        total, copies = self._totals
+        return total / copies.clamp_min(1)
 
 
 class _Maximum:

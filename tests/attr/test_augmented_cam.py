@@ -381,6 +381,15 @@ def test_nothing_else_changes(combine):
     assert not maps.requires_grad and maps.is_contiguous() and torch.is_grad_enabled()
 
 
+@every_combination
+def test_the_default_device_does_not_matter(combine):
+    net, images = make_net(), make_images()
+    cam = AugmentedCAM(GradCAM(net, net.relu), COPIES, combine)
+    expected = cam.attribute(images, TARGETS)
+    with torch.device("meta"):  # which has no data
+        assert torch.equal(cam.attribute(images, TARGETS), expected)
+
+
 def test_models_may_change_their_inputs_in_place():
     class InPlace(Image):
         def attribute(self, inputs, target=None, additional_forward_args=None):
