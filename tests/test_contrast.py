@@ -169,6 +169,8 @@ def test_classes_that_are_masked_by_infinity_are_no_references():
     actual = of(masked)
     assert torch.equal(actual[:, :6], of(logits))
     assert not actual[:, 6].isfinite().any()
+    few = torch.tensor([[-torch.inf, 0, 1]])  # but where there are no others
+    assert nearest_classes(few, 2).sort().values.tolist() == [[[1, 2], [0, 2], [0, 1]]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

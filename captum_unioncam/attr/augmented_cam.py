@@ -191,7 +191,7 @@ class AugmentedCAM(MapAttribution):
                 "`base` must return one map for each example: expected "
                 f"({call.batch_size}, 1, h, w), got {tuple(maps.shape)}."
             )
-        return maps.detach()
+        return maps
 
 
 def _first_image(call: ModelCall) -> Tensor:

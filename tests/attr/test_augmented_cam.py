@@ -40,6 +40,7 @@ from captum_unioncam import (
     random_augmentations,
     to_input,
 )
+from captum_unioncam.attr._super_resolution import super_resolved
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 COPIES = (
@@ -180,6 +181,17 @@ def test_negative_values_count_as_zeros(combine):
     assert torch.equal(maps, expected) and maps.min() >= 0
 
 
+def test_a_fine_map_is_not_negative_where_the_steps_leave_it_so():
+    maps = [make_images(1, channels=1, size=(4, 4), seed=i)[:, :1] for i in range(3)]
+    maps = [torch.relu(one - 0.5) for one in maps]
+    observed = torch.cat([one / one.max() for one in maps], 1)
+    fine = super_resolved(observed, COPIES, (9, 9))
+    assert fine.min() < 0
+    actual = AugmentedCAM(Given(*maps), COPIES, "super_resolution")
+    actual = actual.attribute(make_images(1, size=(9, 9)))
+    torch.testing.assert_close(actual, torch.relu(fine), **EXACT)
+
+
 # The calls of the base
 
 
@@ -311,6 +323,14 @@ def test_an_example_that_is_not_finite_for_a_copy_is_nan_alone(combine, value):
     torch.testing.assert_close(maps[[0, 2]], expected[[0, 2]], **EXACT)
 
 
+def test_what_is_not_finite_counts_wherever_it_is_in_the_copy():
+    maps = torch.ones(1, 1, 4, 4)
+    maps[..., 0] = math.nan  # which the copy shows beside the image
+    cam = AugmentedCAM(Given(maps), (Augmentation(translation=(0.5, 0.0)),))
+    with pytest.warns(UserWarning, match=r"AugmentedCAM: .* \[0\] are NaN"):
+        assert cam.attribute(torch.rand(1, 3, 4, 4)).isnan().all()
+
+
 @every_combination
 def test_maps_of_zeros_are_zeros_and_named(combine):
     zeros = torch.zeros(2, 1, 3, 3)
@@ -395,9 +415,17 @@ def test_models_may_change_their_inputs_in_place():
         def attribute(self, inputs, target=None, additional_forward_args=None):
             return inputs.mul_(2).sum(1, keepdim=True)
 
-    images = make_images()
+    class AlsoVectors(InPlace):
+        def attribute(self, inputs, target=None, additional_forward_args=None):
+            inputs[1].mul_(2)
+            return super().attribute(inputs[0])
+
+    images, vectors = make_images(), torch.ones(3, 2)
     before = images.clone()
+    again = AugmentedCAM(AlsoVectors(), COPIES).attribute((images, vectors))
+    assert torch.equal(vectors, torch.ones(3, 2))
     maps = AugmentedCAM(InPlace(), COPIES).attribute(images)
+    assert torch.equal(maps, again)
     expected = AugmentedCAM(Image(2.0), COPIES).attribute(before)
     torch.testing.assert_close(maps, expected, **EXACT)
     assert torch.equal(images, before)
