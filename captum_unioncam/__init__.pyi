@@ -1,7 +1,9 @@
 from . import (
     attr as attr,
+    augmentations as augmentations,
     captum_metrics as captum_metrics,
     evaluation as evaluation,
+    fusion as fusion,
     layers as layers,
     metrics as metrics,
     models as models,
@@ -12,6 +14,7 @@ from .attr import (
     CAM as CAM,
     FDCAM as FDCAM,
     AblationCAM as AblationCAM,
+    AugmentedCAM as AugmentedCAM,
     DenoisedGradCAM as DenoisedGradCAM,
     EigenCAM as EigenCAM,
     EigenGradCAM as EigenGradCAM,
@@ -34,10 +37,16 @@ from .attr import (
     UnionCAMDetails as UnionCAMDetails,
     XGradCAM as XGradCAM,
 )
+from .augmentations import (
+    Augmentation as Augmentation,
+    flip_and_gain_augmentations as flip_and_gain_augmentations,
+    random_augmentations as random_augmentations,
+)
 from .captum_metrics import (
     as_explanation_func as as_explanation_func,
     to_input as to_input,
 )
+from .fusion import fuse as fuse
 from .layers import (
     find_layer as find_layer,
     find_layers as find_layers,
@@ -46,6 +55,7 @@ from .layers import (
 )
 from .wrappers import (
     BoxScore as BoxScore,
+    Contrast as Contrast,
     MeanOverMask as MeanOverMask,
     SelectedOutput as SelectedOutput,
 )

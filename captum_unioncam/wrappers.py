@@ -2,7 +2,8 @@
 
 Each is a module around the model, for ``forward_func``. The names of its layers start
 with ``model.``; other targets take one line (see the tutorials): regression,
-several labels, and similarity to an embedding.
+several labels, and similarity to an embedding. :class:`Contrast` asks another question
+of a classifier: what tells a class from those most like it.
 """
 
 import dataclasses
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from captum_unioncam._checks import check_choice, check_integer, check_number
 from captum_unioncam._maps import at_least_float32
 
-__all__ = ["BoxScore", "MeanOverMask", "SelectedOutput"]
+__all__ = ["BoxScore", "Contrast", "MeanOverMask", "SelectedOutput"]
 
 DETECTION = {"boxes", "labels", "scores"}
+WEIGHTINGS = ("mean", "probability")
 
 
 class SelectedOutput(Module):
@@ -145,6 +148,130 @@ class MeanOverMask(Module):
         total = weights.sum(2).clamp_min(torch.finfo(values.dtype).tiny)
         shown = torch.where(weights > 0, values, 0)  # what is outside may be infinite
         return ((shown * weights).sum(2) / total).to(output.dtype)
+
+
+class Contrast(Module):
+    r"""A classifier: how much more each class scores than the classes most like it.
+
+    A map of it shows what tells a class from its neighbours, in place of what they
+    share: the wing bars of a bird, and not the bird. Column c of the output is
+
+    .. math::
+        y_c - \gamma \sum_{j \in R_c} q_j y_j, \quad q_j = 1 / |R_c|
+
+    where :math:`y` are the logits, and the references :math:`R_c` the other classes
+    whose logits are nearest to :math:`y_c`. Gradients flow through their logits, and
+    not through the choice. Classes are ordered by logit, then by index: of classes that
+    are equally far, those nearer in this order are chosen, then the lower one.
+
+    Reference: Zhang et al., Finer-CAM: spotting the difference reveals finer details
+    for visual explanation, CVPR 2025, arXiv:2501.11309.
+
+    Note: The authors' code has :math:`q_j = p_j / \sum_i p_i`, the probabilities among
+    the references, and differentiates them too, so that reference j gets the weight
+    :math:`q_j (1 + y_j - \sum_i q_i y_i)`: one far below the others is pushed up. That
+    is ``weighting="probability"``, with ``gamma=1`` there. The default is the mean,
+    whose weights are what the formula says.
+
+    Note: A masked image has references of its own. Methods that score by a confidence
+    would take a softmax over the contrasts: give them ``score_func=lambda output:
+    output``, which is the contrast itself.
+
+    Cost: 1 pass of the model, and one sort of the logits.
+
+    Args:
+        model (torch.nn.Module): Returns logits, (N, C), in which C > ``references``.
+        references (int, optional): Classes to compare each class with. Default: 3
+        gamma (float, optional): Strength of the comparison, >= 0; with 0 the output is
+            the model's. Default: 0.6
+        weighting (str, optional): "mean" or "probability". Default: "mean"
+
+    Raises:
+        TypeError or ValueError: If an option is not as above.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam import Contrast
+        >>> contrast = Contrast(torch.nn.Identity(), references=2, gamma=0.5)
+        >>> contrast(torch.tensor([[4.0, 3.0, 1.0, 0.0]]))
+        tensor([[ 3.0000,  1.7500,  0.2500, -1.0000]])
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        references: int = 3,
+        gamma: float = 0.6,
+        weighting: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_integer("references", references)
+        check_number("gamma", gamma, 0)
+        check_choice("weighting", weighting, WEIGHTINGS)
+        self.model, self.references = model, references
+        self.gamma, self.weighting = gamma, weighting
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the contrasts, (N, C), in their type; a row with NaN is all NaN.
+
+        Raises:
+            TypeError: If the model returns no tensor.
+            ValueError: If its output is not (N, C), or has too few classes.
+        """
+        output = self.model(*args, **kwargs)
+        self._check(output)
+        logits = at_least_float32(output)  # (N, C)
+        nearest = nearest_classes(logits.detach(), self.references)  # (N, C, R)
+        others = logits.gather(1, nearest.flatten(1)).view(nearest.shape)
+        if self.weighting == "mean":
+            reference = others.mean(2)  # (N, C)
+        else:
+            reference = (others.softmax(2) * others).sum(2)
+        contrasts = logits - self.gamma * reference
+        undefined = logits.isnan().any(1, keepdim=True)  # (N, 1)
+        contrasts = torch.where(undefined, torch.nan, contrasts)
+        return contrasts.to(output.dtype) if output.is_floating_point() else contrasts
+
+    def _check(self, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"`model` must return a Tensor, got a {type(output).__name__}; give "
+                'Contrast(SelectedOutput(model, "logits")), with the key of yours.'
+            )
+        if output.dim() != 2:
+            raise ValueError(
+                "`model` must return one row of logits for each example, (N, C), got "
+                f"the shape {tuple(output.shape)}."
+            )
+        if output.shape[1] <= self.references:
+            raise ValueError(
+                "`references` must be fewer than the classes of the model, "
+                f"{output.shape[1]}, got {self.references}."
+            )
+
+
+def nearest_classes(logits: Tensor, count: int) -> Tensor:
+    """Returns the ``count`` other classes nearest to each, (N, C, count), of (N, C).
+
+    Those are among the ``count`` neighbours on either side in the order of the logits.
+    """
+    classes = logits.shape[1]
+    ordered, order = logits.sort(dim=1, stable=True)  # (N, C) each
+    steps = torch.arange(1, count + 1, device=logits.device)
+    offsets = torch.stack([-steps, steps], 1).flatten()  # -1, 1, -2, 2, ...
+    places = torch.arange(classes, device=logits.device)[:, None] + offsets
+    inside = (places >= 0) & (places < classes)  # (C, 2 * count)
+    places = places.clamp(0, classes - 1)
+    distances = (ordered[:, places] - ordered[:, :, None]).abs()  # (N, C, 2 * count)
+    distances = torch.where(inside, distances, torch.nan)  # which is sorted last
+    chosen = distances.sort(dim=2, stable=True).indices[..., :count]
+    found = places.expand_as(distances).gather(2, chosen)  # (N, C, count), places
+    found = order.gather(1, found.flatten(1)).view(found.shape)  # as classes
+    # From the order of the logits to that of the classes.
+    return torch.empty_like(found).scatter_(
+        1, order[:, :, None].expand_as(found), found
+    )
 
 
 class BoxScore(Module):

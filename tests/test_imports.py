@@ -21,11 +21,11 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"evaluation"},
-    {"attr", "metrics", "models", "captum_metrics", "visualization"},
+    {"attr", "metrics", "models", "captum_metrics", "visualization"} | {"fusion"},
     {"_scoring", "_activation_scoring", "_prediction", "layers", "_layer_search"}
     | {"_head_search"},
     {"_forward", "_layer_call", "_confidence", "_layouts", "_baselines", "_reshape"}
-    | {"_options", "_chunks", "wrappers"},
+    | {"_options", "_chunks", "wrappers", "augmentations"},
     {"_captum", "_maps", "_checks", "_files", "errors"},
 )
 # What the command imports before it knows what to do.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from captum.attr import (
+    Attribution,
     GradientAttribution,
     LayerAttribution,
     PerturbationAttribution,
@@ -32,8 +33,8 @@ LISTED_EXAMPLES = 10
 Layers = Module | str | Sequence[Module | str]
 
 
-class MapAttribution:
-    """What attributions with one map for each example share."""
+class MapAttribution(Attribution):
+    """An attribution with one map for each example: its name, and its results' form."""
 
     @classmethod
     def get_name(cls) -> str:

@@ -19,7 +19,7 @@ class LayerCAM(GradientCAM):
     doi:10.1109/TIP.2021.3089943.
 
     Note: The paper sharpens shallow maps with a tanh before it fuses layers. That step
-    is not part of the map of one layer, and is left to the user.
+    is not part of the map of one layer: :func:`.fuse` takes it, with ``gamma=2``.
 
     Cost: 1 forward and 1 backward pass of the batch.
     """
