@@ -15,6 +15,7 @@ from .attr import (
     FDCAM as FDCAM,
     AblationCAM as AblationCAM,
     AugmentedCAM as AugmentedCAM,
+    AugmentedGradCAM as AugmentedGradCAM,
     DenoisedGradCAM as DenoisedGradCAM,
     EigenCAM as EigenCAM,
     EigenGradCAM as EigenGradCAM,

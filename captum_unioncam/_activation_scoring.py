@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from captum_unioncam._captum import TargetType
-from captum_unioncam._layer_call import LayerTensor, Replacement, eager
+from captum_unioncam._layer_call import LayerTensor, eager
 from captum_unioncam._layouts import laid_out
+from captum_unioncam._replacement import Replacement
 from captum_unioncam._scoring import Perturb, Scorer, ScoringOptions
 
 

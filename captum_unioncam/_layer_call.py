@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.parallel.scatter_gather import scatter
 
 from captum_unioncam._captum import (
     device_of_run,
@@ -22,10 +21,10 @@ from captum_unioncam._captum import (
 from captum_unioncam._checks import warn_user
 from captum_unioncam._forward import ModelCall, check_rows
 from captum_unioncam._maps import at_least_float32
+from captum_unioncam._replacement import Replacement
 from captum_unioncam._reshape import (
     ReshapeTransform,
     check_only_moves,
-    put_back,
     read_activations,
     transformed,
 )
@@ -220,9 +219,14 @@ class LayerCall(ModelCall):
             yield
 
     @contextmanager
-    def replacing(self, tensor: "LayerTensor") -> Iterator["Replacement"]:
+    def replacing(self, tensor: "LayerTensor") -> Iterator[Replacement]:
         """Replaces one of the layers' tensors in every pass inside of the context."""
-        replacement = Replacement(tensor)
+        replacement = Replacement(
+            tensor.index,
+            tensor.runs,
+            self.device_ids or getattr(self.forward_func, "device_ids", None),
+            self.reshape_transform,
+        )
         with eager(), self._hooked(tensor.place, replacement.hook):
             yield replacement
 
@@ -313,64 +317,6 @@ class LayerTensor:
     def with_gradients(self, gradients: Tensor) -> "LayerTensor":
         """Returns this tensor with its gradients, (N, K, *spatial)."""
         return replace(self, _gradients=at_least_float32(gradients))
-
-
-class Replacement:
-    """What takes the place of a tensor of the layer in the next pass."""
-
-    def __init__(self, tensor: LayerTensor) -> None:
-        self._tensor, self._call = tensor, tensor.call
-        self._by_device: dict[torch.device, Tensor] = {}
-        self._seen: Counter[torch.device] = Counter()
-
-    def put(self, activations: Tensor) -> None:
-        """Sets the next pass's tensor, (P, K, *spatial); the model may change it."""
-        call = self._call
-        device_ids = call.device_ids or getattr(call.forward_func, "device_ids", None)
-        # DataParallel splits the batch in this order.
-        parts = scatter(activations, device_ids) if device_ids else (activations,)
-        self._by_device = {part.device: part for part in parts}
-        self._seen.clear()
-
-    def check(self) -> None:
-        """Refuses a pass in which the layer did not run as often as it does.
-
-        Raises:
-            RuntimeError: Says what to do.
-        """
-        runs = self._tensor.runs
-        if any(self._seen[device] != runs for device in self._by_device):
-            raise RuntimeError(
-                f"`layer` ran {max(self._seen.values(), default=0)} times in a pass of "
-                f"the model where {runs} were expected, so that its tensor could not "
-                "be replaced. A compiled or scripted model does not run hooks, and the "
-                "layer must run in every pass: give the model itself, before "
-                "torch.compile or torch.jit."
-            )
-
-    def hook(self, module: Module, inp: Any, out: Any = None) -> Any:
-        """Returns what the layer's last run of a pass gives or gets instead."""
-        device = device_of_run(module, inp, out)
-        self._seen[device] += 1
-        if self._seen[device] != self._tensor.runs:
-            return None
-        tensors = inp if out is None else out
-        if not isinstance(tensors, tuple | list):
-            return self._instead_of(tensors, device)
-        index = self._tensor.index
-        ours = self._instead_of(tensors[index], device)
-        parts = [*tensors[:index], ours, *tensors[index + 1 :]]
-        make: Any = getattr(tensors, "_make", type(tensors))  # a namedtuple's
-        return make(parts)
-
-    def _instead_of(self, original: Tensor, device: torch.device) -> Tensor:
-        """Returns a copy of the replacement, in the original's form and layout."""
-        activations = self._by_device[device]
-        if self._call.reshape_transform is not None:
-            transform = self._call.reshape_transform
-            activations = put_back(original, activations, transform)
-        # With the strides that a model may rely on, to view it.
-        return torch.empty_like(original).copy_(activations)
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -17,7 +17,7 @@ from captum_unioncam import GroupCAM, ScoreCAM, UnionCAM, __version__
 from captum_unioncam._maps import to_mask
 from captum_unioncam.cli import explain, main
 from captum_unioncam.errors import ConfigError
-from captum_unioncam.evaluation import METHODS, METRICS, methods
+from captum_unioncam.evaluation import METHODS, METRICS, labels
 from captum_unioncam.models import class_index, load_classifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -194,7 +194,7 @@ def test_methods_are_compared_by_the_confidence_that_their_maps_keep(cat, capsys
 )
 def test_all_stands_for_every_method(given, expected, cat, monkeypatch, capsys):
     few = {name: METHODS[name] for name in ("layercam", "gradcam")}
-    monkeypatch.setattr(methods, "METHODS", few)
+    monkeypatch.setattr(labels, "METHODS", few)
     assert main(["explain", cat, "--methods", given, "--json", "-"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [row["method"] for row in result["methods"]] == expected

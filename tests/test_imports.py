@@ -24,7 +24,15 @@ LAYERS = (
     {"attr", "metrics", "models", "captum_metrics", "visualization"} | {"fusion"},
     {"_scoring", "_activation_scoring", "_prediction", "layers", "_layer_search"}
     | {"_head_search"},
-    {"_forward", "_layer_call", "_confidence", "_layouts", "_baselines", "_reshape"}
+    {
+        "_forward",
+        "_layer_call",
+        "_replacement",
+        "_confidence",
+        "_layouts",
+        "_baselines",
+        "_reshape",
+    }
     | {"_options", "_chunks", "wrappers", "augmentations"},
     {"_captum", "_maps", "_checks", "_files", "errors"},
 )

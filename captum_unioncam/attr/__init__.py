@@ -2,7 +2,7 @@
 
 from captum_unioncam.attr._gradient_cam import GradientCAM
 from captum_unioncam.attr.ablation_cam import AblationCAM
-from captum_unioncam.attr.augmented_cam import AugmentedCAM
+from captum_unioncam.attr.augmented_cam import AugmentedCAM, AugmentedGradCAM
 from captum_unioncam.attr.cam import CAM
 from captum_unioncam.attr.denoised_grad_cam import DenoisedGradCAM
 from captum_unioncam.attr.eigen_cam import EigenCAM, EigenGradCAM
@@ -29,6 +29,7 @@ __all__ = [
     "FDCAM",
     "AblationCAM",
     "AugmentedCAM",
+    "AugmentedGradCAM",
     "DenoisedGradCAM",
     "EigenCAM",
     "EigenGradCAM",

@@ -7,13 +7,16 @@ import torch
 import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor
+from torch.nn import Module
 
 from captum_unioncam._captum import TargetType, attribution_method, progress_bar
 from captum_unioncam._checks import check_choice
 from captum_unioncam._forward import ModelCall
 from captum_unioncam._maps import at_least_float32, upsample
+from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam.attr._base import MapAttribution, nan_unless_finite
 from captum_unioncam.attr._super_resolution import super_resolved
+from captum_unioncam.attr.grad_cam import GradCAM
 from captum_unioncam.augmentations import (
     Augmentation,
     augmented,
@@ -192,6 +195,36 @@ class AugmentedCAM(MapAttribution):
                 f"({call.batch_size}, 1, h, w), got {tuple(maps.shape)}."
             )
         return maps
+
+
+class AugmentedGradCAM(AugmentedCAM):
+    """Augmented Grad-CAM: :class:`AugmentedCAM` of :class:`GradCAM`, as in the paper.
+
+    Cost: 100 forward and 100 backward passes of the batch.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        layer: Module | str,
+        device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
+        combine: str = "mean",
+    ) -> None:
+        r"""
+        Args:
+            forward_func, layer, device_ids, reshape_transform: See
+                :class:`GradientCAM`; one layer.
+            combine (str, optional): See :class:`AugmentedCAM`. Default: "mean"
+
+        Raises:
+            TypeError, ValueError: As :class:`GradientCAM` and :class:`AugmentedCAM`.
+        """
+        base = GradCAM(
+            forward_func, layer, device_ids, reshape_transform=reshape_transform
+        )
+        super().__init__(base, combine=combine)
 
 
 def _first_image(call: ModelCall) -> Tensor:

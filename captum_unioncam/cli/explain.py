@@ -21,7 +21,8 @@ from captum_unioncam.cli.options import ExplainOptions
 from captum_unioncam.cli.terminal import Outcome
 from captum_unioncam.errors import UserError
 from captum_unioncam.evaluation.data import read_image
-from captum_unioncam.evaluation.methods import METHODS, Method, parse_methods
+from captum_unioncam.evaluation.labels import parse_methods
+from captum_unioncam.evaluation.methods import METHODS, Method
 from captum_unioncam.metrics import confidence_kept, masked_confidences
 from captum_unioncam.models import (
     Classifier,

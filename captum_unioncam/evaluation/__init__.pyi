@@ -1,9 +1,9 @@
 from .config import EvaluationConfig as EvaluationConfig
+from .labels import parse_method as parse_method
 from .methods import (
     METHODS as METHODS,
     Method as Method,
     methods_table as methods_table,
-    parse_method as parse_method,
 )
 from .metrics import (
     METRICS as METRICS,

@@ -1,8 +1,7 @@
 """The methods by name: the command, the tests and the README's table read this list."""
 
-import ast
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,7 +11,6 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam import attr
-from captum_unioncam._checks import did_you_mean
 from captum_unioncam.evaluation.occlusion import Occlusion
 
 
@@ -291,6 +289,14 @@ _ENTRIES = (
         deviations="none",
     ),
     Method(
+        attr.AugmentedGradCAM,
+        paper="Morbidelli et al. 2020",
+        link="https://github.com/diegocarrera89/AugmentedGradCAM",
+        needs_gradients=True,
+        forwards="100",
+        deviations="the mean leaves out copies that do not show a pixel",
+    ),
+    Method(
         attr.RISE,
         paper="Petsiuk et al. 2018",
         link="https://arxiv.org/abs/1806.07421",
@@ -326,89 +332,6 @@ _ENTRIES = (
 )
 
 METHODS: dict[str, Method] = {entry.name: entry for entry in _ENTRIES}
-
-
-# Captum's common arguments, what only Python has, and what changes more than the map.
-NOT_IN_LABELS = (
-    *("self", "inputs", "target", "additional_forward_args"),
-    *("attribute_to_layer_input", "return_details", "show_progress"),
-    *("forward_func", "model", "layer", "device_ids", "reshape_transform", "head"),
-    *("scoring_func", "memory_format", "parts"),
-)
-
-
-def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
-    """Returns the method of a label such as unioncam:theta=30, and its options.
-
-    Raises:
-        ValueError: If there is no such method, or the method has no such option.
-    """
-    name, *pairs = _normal(label).split(":")
-    if name not in METHODS:
-        raise ValueError(
-            f"there is no method {name!r}{did_you_mean(name.lower(), METHODS)}; known "
-            f"are {', '.join(METHODS)}"
-        )
-    method = METHODS[name]
-    parameters = {
-        **inspect.signature(method.attribution.attribute).parameters,
-        **inspect.signature(method.attribution).parameters,
-    }
-    known = [name for name in parameters if name not in NOT_IN_LABELS]
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, _, text = pair.partition("=")
-        if key not in known:
-            raise ValueError(
-                f"{label!r}: {name} has no option {key!r}{did_you_mean(key, known)}; "
-                f"it has {', '.join(known)}"
-            )
-        if key in options:
-            raise ValueError(f"{label!r}: {key!r} is given twice; give one value")
-        if isinstance(parameters[key].default, str) and text.isidentifier():
-            options[key] = None if text == "None" else text
-            continue
-        try:
-            options[key] = _number(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as e:
-            raise ValueError(
-                f"{label!r}: the value of {key!r} must be a number, True, False or "
-                f"None, got {text!r}"
-            ) from e
-    return method, options
-
-
-def _normal(label: str) -> str:
-    """Returns a label with the name of its method as it is registered."""
-    name, *pairs = label.split(":")
-    if name not in METHODS:
-        same = [known for known in METHODS if known.casefold() == name.casefold()]
-        name = same[0] if len(same) == 1 else name
-    return ":".join([name, *pairs])
-
-
-def _number(text: str) -> float | None:
-    """Returns the value of an option: a number, True, False or None."""
-    value = ast.literal_eval(text)
-    if value is not None and not isinstance(value, int | float):
-        raise TypeError(f"it is a {type(value).__name__}")
-    return value
-
-
-def parse_methods(labels: Sequence[str]) -> dict[str, tuple[Method, dict[str, Any]]]:
-    """Returns the methods and their options by label, each once.
-
-    Names may be in any case; ``all`` stands for every name that is not among them, and
-    explains any model.
-
-    Raises:
-        ValueError: As :func:`parse_method`.
-    """
-    every: list[str] = []
-    of_all = [name for name, method in METHODS.items() if method.any_model]
-    for label in labels:
-        every += of_all if label.casefold() == "all" else [_normal(label)]
-    return {label: parse_method(label) for label in dict.fromkeys(every)}
 
 
 def methods_table() -> str:

@@ -33,7 +33,7 @@ from captum_unioncam.evaluation.measuring import (
     measured_rows,
     targeted,
 )
-from captum_unioncam.evaluation.methods import parse_methods
+from captum_unioncam.evaluation.labels import parse_methods
 from captum_unioncam.evaluation.metrics import METRICS
 from captum_unioncam.evaluation.report import write_report
 from captum_unioncam.evaluation.row import Row

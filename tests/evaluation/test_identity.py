@@ -23,7 +23,8 @@ from captum_unioncam.evaluation.identity import (
     source_digest,
     weights_digest,
 )
-from captum_unioncam.evaluation.methods import METHODS, Method, parse_methods
+from captum_unioncam.evaluation.labels import parse_methods
+from captum_unioncam.evaluation.methods import METHODS, Method
 from captum_unioncam.evaluation.metrics import METRICS
 
 # Weights
