@@ -52,9 +52,9 @@ class Replacement:
         if any(self._seen[device] != self._runs for device in self._by_device):
             raise RuntimeError(
                 f"`layer` ran {max(self._seen.values(), default=0)} times in a pass of "
-                f"the model where {self._runs} were expected, so that its tensor could not "
-                "be replaced. A compiled or scripted model does not run hooks, and the "
-                "layer must run in every pass: give the model itself, before "
+                f"the model where {self._runs} were expected, so that its tensor could "
+                "not be replaced. A compiled or scripted model does not run hooks, and "
+                "the layer must run in every pass: give the model itself, before "
                 "torch.compile or torch.jit."
             )
 

@@ -1,8 +1,13 @@
 """Fixtures that several rooms of tests ask for, and the profiles of hypothesis."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core
+    torch.set_num_threads(1)
 
 # Continuous integration draws the same cases each time; ``long`` is for a while by
 # hand: pytest tests/test_properties.py --hypothesis-profile=long
