@@ -37,6 +37,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -71,6 +72,9 @@ WAYS: dict[str, dict] = {
     "fidelity 0.99": {"fidelity": 0.99},
     "16": {"max_channels": 16},
 }
+# How a plot shows them, and the least loss that it shows.
+MARKERS = dict(zip(WAYS, "os^D", strict=True))
+LEAST = 1e-5
 
 
 class Tapped(nn.Module):
@@ -199,12 +203,31 @@ def contenders(model: Tapped, inputs: Tensor, target: int) -> dict[str, Callable
         "RegionCAM, 16 channels": lambda: region.attribute(
             inputs, target, max_channels=16
         ),
+        "ScoreCAM": lambda: score.attribute(inputs, target),
         "ScoreCAM, 16 channels": lambda: score.attribute(
             inputs, target, max_channels=16
         ),
         "torchcam ScoreCAM": torchcam,
         "grad-cam ScoreCAM": grad_cam,
     }
+
+
+def keeping(kept: dict[str, Any], label: str, run: Callable) -> Callable:
+    """Returns a run whose result is kept by its label."""
+
+    def keep() -> None:
+        kept[label] = run()
+
+    return keep
+
+
+def correlation_with_exact(label: str, maps: dict[str, Any]) -> float | None:
+    """Returns the correlation of maps of few passes with those of all, else None."""
+    method, _, few = label.partition(", ")
+    if not few:
+        return None
+    pair = torch.stack([maps[label].flatten(), maps[method].flatten()])
+    return float(torch.corrcoef(pair)[0, 1])
 
 
 def parse(spec: str) -> tuple[str, int, int | None]:
@@ -255,12 +278,13 @@ def race(options: argparse.Namespace, device: torch.device) -> list[dict[str, ob
         total = int(details.total_channels[0])
         chunk, layout = fastest(model, inputs)
         runs = contenders(model, inputs, target)
+        maps: dict[str, Any] = {}
         for _ in range(options.rounds):
             before = forward_seconds(model, inputs, chunk, layout)
             for label, run in runs.items():
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-                seconds = timed(run, device) / len(inputs)
+                seconds = timed(keeping(maps, label, run), device) / len(inputs)
                 peak_gib = None
                 if device.type == "cuda":
                     peak_gib = torch.cuda.max_memory_allocated() / 2**30 / len(inputs)
@@ -276,6 +300,7 @@ def race(options: argparse.Namespace, device: torch.device) -> list[dict[str, ob
                         "layout": layout,
                         "what": label,
                         "seconds": seconds,
+                        "correlation": correlation_with_exact(label, maps),
                         "peak_gib": peak_gib,
                         "bound_active": image * active,
                         "bound_all": image * total,
@@ -291,8 +316,8 @@ def speed_table(rows: list[dict[str, object]]) -> str:
     """Returns medians over rounds as a Markdown table."""
     lines = [
         "| model, precision | batch | active / all channels | what | s / image | "
-        "x lower bound | x UnionCAM | peak, GiB / image |",
-        "|---|---|---|---|---|---|---|---|",
+        "x lower bound | x UnionCAM | correlation | peak, GiB / image |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     groups: dict[tuple, dict[str, list[dict]]] = {}
     for row in rows:
@@ -305,12 +330,14 @@ def speed_table(rows: list[dict[str, object]]) -> str:
         head = f"| {name} | {batch} | {active:.0f} / {total} |"
         layout = f"{ours[0]['chunk']} x {ours[0]['layout']}"
         lines.append(
-            f"{head} lower bound, active channels ({layout}) | {bound:.2f} | 1.00 | | |"
+            f"{head} lower bound, active channels ({layout}) | {bound:.2f} | 1.00 "
+            "| | | |"
         )
         everything = statistics.median(row["bound_all"] for row in ours)
         ratio = everything / bound
         lines.append(
-            f"{head} lower bound, all channels | {everything:.2f} | {ratio:.2f} | | |"
+            f"{head} lower bound, all channels | {everything:.2f} | {ratio:.2f} "
+            "| | | |"
         )
         for what, measured in runs.items():
             seconds = statistics.median(row["seconds"] for row in measured)
@@ -319,9 +346,11 @@ def speed_table(rows: list[dict[str, object]]) -> str:
                 row["seconds"] / mine["seconds"]
                 for row, mine in zip(measured, ours, strict=True)
             ]
+            exact = measured[0]["correlation"]
             lines.append(
                 f"{head} {what} | {seconds:.2f} | {statistics.median(bounds):.2f} | "
-                f"{statistics.median(union):.2f} | {memory_column(measured)} |"
+                f"{statistics.median(union):.2f} | {exact and f'{exact:.4f}' or ''} | "
+                f"{memory_column(measured)} |"
             )
     if any(row["peak_gib"] for row in rows):
         lines += ["", PAPER]
@@ -505,16 +534,14 @@ def plot_scoring_functions(rows: list[dict], path: str) -> None:
     models = list(dict.fromkeys(point["model"] for point in points))
     figure = Figure(figsize=(5.5 * len(models), 4), layout="constrained")
     for axes, model in zip(figure.subplots(1, len(models)), models, strict=True):
-        for what in dict.fromkeys(point["what"] for point in points):
+        for number, what in enumerate(dict.fromkeys(p["what"] for p in points)):
             ours = [p for p in points if (p["model"], p["what"]) == (model, what)]
-            losses = [max(1 - point["correlation"], 1e-7) for point in ours]
-            axes.plot([p["speedup"] for p in ours], losses, "o-", label=what)
-        best = [
-            point for point in points if point["model"] == model and point["pareto"]
-        ]
-        for point in best:
-            place = point["speedup"], max(1 - point["correlation"], 1e-7)
-            axes.annotate(point["way"], place, fontsize=8)
+            places = [(p["speedup"], max(1 - p["correlation"], LEAST)) for p in ours]
+            axes.plot(*zip(*places, strict=True), color=f"C{number}", label=what)
+            for point, place in zip(ours, places, strict=True):
+                axes.plot(*place, MARKERS[point["way"]], color=f"C{number}")
+        for way, marker in MARKERS.items():
+            axes.plot([], marker, color="grey", label=f"channels: {way}")
         axes.set(xscale="log", yscale="log", title=model, xlabel="times as fast")
         axes.set_ylabel("1 - correlation with the exact map")
         axes.legend(fontsize=8)

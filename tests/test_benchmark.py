@@ -53,17 +53,20 @@ def test_the_speed_table_takes_ratios_within_a_round():
         best = {"chunk": 8, "layout": "channels_last"}
         bounds = {"bound_active": bound, "bound_all": bound * 4 / 3}
         run = {"what": what, "seconds": seconds, "precision": "tf32", "peak_gib": peak}
-        return {**place, **best, **bounds, **run}
+        few = 0.98765 if what == "few" else None
+        return {**place, **best, **bounds, **run, "correlation": few}
 
     rows = [row("UnionCAM", s, s / 1.1) for s in (1.0, 2.0, 5.0)]
+    rows += [row("few", s / 2, s / 1.1) for s in (1.0, 2.0, 5.0)]
     rows += [row("peer", 3 * s, s / 1.1, s / 4) for s in (1.0, 2.0, 5.0)]
     lines = benchmark.speed_table(rows).splitlines()
     head = "| net, tf32 | 1 | 3 / 4 |"
-    assert lines[2:6] == [
-        f"{head} lower bound, active channels (8 x channels_last) | 1.82 | 1.00 | | |",
-        f"{head} lower bound, all channels | 2.42 | 1.33 | | |",
-        f"{head} UnionCAM | 2.00 | 1.10 | 1.00 |  |",
-        f"{head} peer | 6.00 | 3.30 | 3.00 | 1.25 |",
+    assert lines[2:7] == [
+        f"{head} lower bound, active channels (8 x channels_last) | 1.82 | 1.00 | | | |",
+        f"{head} lower bound, all channels | 2.42 | 1.33 | | | |",
+        f"{head} UnionCAM | 2.00 | 1.10 | 1.00 |  |  |",
+        f"{head} few | 1.00 | 0.55 | 0.50 | 0.9877 |  |",
+        f"{head} peer | 6.00 | 3.30 | 3.00 |  | 1.25 |",
     ]
     assert lines[-1] == benchmark.PAPER
 

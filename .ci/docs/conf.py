@@ -23,7 +23,7 @@ napoleon_use_param = False
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(captum|torch)\..*"),
-    ("py:class", "LayerAttribution|Module|Tensor"),
+    ("py:class", "Attribution|LayerAttribution|Module|Tensor"),
 ]
 
 
