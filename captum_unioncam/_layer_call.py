@@ -190,9 +190,6 @@ class LayerCall(ModelCall):
         self, originals: Any, recorder: "_Recorder", replaceable: bool
     ) -> tuple["LayerTensor", ...]:
         """Brings what the layers returned into the form (N, K, *spatial)."""
-        if replaceable and self.reshape_transform is not None:
-            for original in self._flat(originals):
-                check_only_moves(original, self.reshape_transform)
         tensors = []
         for place, found in enumerate(self._by_layer(originals)):
             for index, original in enumerate(found):
@@ -208,6 +205,9 @@ class LayerCall(ModelCall):
                         max(recorder.runs[place].values(), default=0),
                     )
                 )
+        if replaceable and self.reshape_transform is not None:
+            for original in self._flat(originals):
+                check_only_moves(original, self.reshape_transform)
         return tuple(tensors)
 
     @contextmanager

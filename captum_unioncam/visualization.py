@@ -26,7 +26,8 @@ PANEL_INCHES = 2.8  # the side of a square one
 TITLE_LINE_INCHES = 0.25
 WIDEST_INCHES = 20.0
 LARGEST_TITLE = 12.0  # in points
-TITLE_POINTS_PER_INCH = 6.5  # so that DenoisedGradCAM fits
+TITLE_POINTS_PER_INCH = 6.5
+TITLE_LETTERS = 15  # that fit at this size; longer titles are smaller
 MOST_COLUMNS = 6
 MARK_COLOUR = "tab:red"
 NOTE_STYLE: dict[str, Any] = {
@@ -300,4 +301,6 @@ def _draw(
         axis.text(0.5, 0.03, drawn.note, transform=axis.transAxes, **NOTE_STYLE)
     grid = axis.get_gridspec()
     inches = figure.get_size_inches()[0] / (grid.ncols if grid else 1)
-    axis.title.set_fontsize(min(LARGEST_TITLE, inches * TITLE_POINTS_PER_INCH))
+    longest = max(map(len, title.split("\n")))
+    points = inches * TITLE_POINTS_PER_INCH * min(1, TITLE_LETTERS / max(longest, 1))
+    axis.title.set_fontsize(min(LARGEST_TITLE, points))

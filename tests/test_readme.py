@@ -126,10 +126,10 @@ def test_the_examples_for_contributors_run(registries):
 
 
 def test_continuous_integration_runs_the_commands():
-    (command,) = re.findall("^pip install .* && pytest$", README, re.MULTILINE)
+    (command,) = re.findall("^pip install .* && pytest -n auto$", README, re.MULTILINE)
     assert blocks("bash")[2].strip() == command
     script = (ROOT / ".ci" / "run").read_text()
-    assert "grep -x 'pip install .* && pytest' README.md" in script
+    assert "grep -x 'pip install .* && pytest -n auto' README.md" in script
     assert "grep -x 'pip install .* && captum-unioncam explain .*' README.md" in script
     assert "grep -x 'pip install .* && sphinx-build .*' README.md" in script
 

@@ -141,7 +141,10 @@ class UnitingCAM(ScoringCAM):
     ) -> list[ScoredMap]:
         """Returns the map of each part, (N, 1, *spatial), and how it was scored."""
         if self.parts is not None:
-            return [self._map_of(part, layer, scorer, given) for part in self.parts]
+            maps = []
+            for part in self.parts:
+                maps.append(self._map_of(part, layer, scorer, given))
+            return maps
         activations, gradients = layer.activations, layer.gradients
         without = ~gradients.flatten(1).ne(0).any(1)  # (N,)
         self._warn(
@@ -153,18 +156,9 @@ class UnitingCAM(ScoringCAM):
         gradient_map = _unscored(
             type(self)._gradient_map(activations, gradients, theta)
         )
-        return [gradient_map, self._score(type(self)._region_weights, layer, scorer)]
-
-    def _score(
-        self,
-        weights: Callable[[Tensor], Tensor],
-        layer: LayerTensor,
-        scorer: MaskScorer,
-    ) -> ScoredMap:
-        """Returns the map that scores weight, by the scorer that the parts share."""
-        scored = scored_map(weights, scorer, layer.activations)
-        self._warn_of_fidelity(scored.fidelity, scorer.options)
-        return scored
+        region = scored_map(type(self)._region_weights, scorer, activations)
+        self._warn_of_fidelity(region.fidelity, scorer.options)
+        return [gradient_map, region]
 
     def _map_of(
         self,
@@ -179,7 +173,9 @@ class UnitingCAM(ScoringCAM):
         if call.batch_size == 0:  # Captum's methods read the first example
             return _unscored(activations.new_zeros(shape))
         if self._shares_scores(part):
-            return self._score(part.weights, layer, scorer)
+            scored = scored_map(part.weights, scorer, activations)
+            self._warn_of_fidelity(scored.fidelity, scorer.options)
+            return scored
         inputs = call.cloned_inputs()
         maps = part.attribute(
             call if _is_ours(part) else inputs if len(inputs) > 1 else inputs[0],

@@ -135,7 +135,7 @@ class FusionCAM(UnitingCAM):
         )
         with call.shared() as call:
             scored = self._scored_layers(call, options, grad_kwargs)
-            return self._attributions(
-                [layer for layer, _ in scored],
-                [self._fusion(layer, scorer, theta, given) for layer, scorer in scored],
-            )
+            maps = []
+            for layer, scorer in scored:
+                maps.append(self._fusion(layer, scorer, theta, given))
+            return self._attributions([layer for layer, _ in scored], maps)

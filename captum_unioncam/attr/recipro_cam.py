@@ -102,9 +102,10 @@ class ReciproCAM(PerturbingCAM):
             inputs, target, additional_forward_args, attribute_to_layer_input
         )
         layers = call.tensors(replaceable=True)
-        return self._attributions(
-            layers, [position_map(layer, options, gaussian) for layer in layers]
-        )
+        maps = []
+        for layer in layers:
+            maps.append(position_map(layer, options, gaussian))
+        return self._attributions(layers, maps)
 
 
 def position_map(layer: LayerTensor, options: ScoringOptions, gaussian: bool) -> Tensor:

@@ -367,9 +367,9 @@ class UnionCAM(UnitingCAM):
         with call.shared() as call:
             scored = self._scored_layers(call, options, grad_kwargs)
             layers = [layer for layer, _ in scored]
-            unions = [
-                self._union(layer, scorer, theta, given) for layer, scorer in scored
-            ]
+            unions = []
+            for layer, scorer in scored:
+                unions.append(self._union(layer, scorer, theta, given))
         attributions = self._attributions(layers, [union for union, _ in unions])
         if not return_details:
             return attributions
