@@ -62,7 +62,8 @@ def test_the_speed_table_takes_ratios_within_a_round():
     lines = benchmark.speed_table(rows).splitlines()
     head = "| net, tf32 | 1 | 3 / 4 |"
     assert lines[2:7] == [
-        f"{head} lower bound, active channels (8 x channels_last) | 1.82 | 1.00 | | | |",
+        f"{head} lower bound, active channels (8 x channels_last) | 1.82 | 1.00 "
+        "| | | |",
         f"{head} lower bound, all channels | 2.42 | 1.33 | | | |",
         f"{head} UnionCAM | 2.00 | 1.10 | 1.00 |  |  |",
         f"{head} few | 1.00 | 0.55 | 0.50 | 0.9877 |  |",

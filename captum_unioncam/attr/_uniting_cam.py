@@ -58,7 +58,8 @@ class UnitingCAM(ScoringCAM):
                 backward pass. Default: None, which is the paper's two
 
         Raises:
-            TypeError: If a part is not an instance, or as :class:`ScoreCAM`.
+            TypeError: If ``parts`` is no list, a part is not an instance, or as
+                :class:`ScoreCAM`.
             ValueError: If there are fewer than two parts, more than the method unites,
                 or as :class:`ScoreCAM`.
         """
@@ -71,6 +72,10 @@ class UnitingCAM(ScoringCAM):
             memory_format=memory_format,
         )
         if parts is not None:
+            if not isinstance(parts, Sequence):
+                raise TypeError(
+                    f"`parts` must be a list of attributions or None, got {parts!r}."
+                )
             for part in parts:
                 check_instance("parts", part, LayerAttribution)
             if not 2 <= len(parts) <= self._most_parts:

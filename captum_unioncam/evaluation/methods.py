@@ -19,8 +19,9 @@ class Method:
     """A way to make a map for each example of a batch.
 
     Attributes:
-        attribution (type[captum.attr.Attribution]): The class; its name is the title, and in lower
-            case the name. Where its constructor takes no layer, it explains the input.
+        attribution (type[captum.attr.Attribution]): The class; its name is the title,
+            and in lower case the name. Where its constructor takes no layer, it
+            explains the input.
         paper (str): Authors and year.
         link (str): Where to read the paper.
         needs_gradients (bool): Whether the model must be differentiable.

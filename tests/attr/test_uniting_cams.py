@@ -266,6 +266,12 @@ def test_refuses_options_that_no_part_takes(uniting_method, option):
     assert not counted.sizes
 
 
+def test_refuses_a_part_without_a_list(uniting_method):
+    net, _ = Case().build(0)
+    with pytest.raises(TypeError, match="`parts` must be a list of attributions"):
+        uniting_method(net, net.layer, parts=LayerGradCam(net, net.layer))
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_refuses_too_few_parts(uniting_method, count):
     net, _ = Case().build(0)
