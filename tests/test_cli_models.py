@@ -11,6 +11,9 @@ from runs import command
 from captum_unioncam.cli import main
 from captum_unioncam.evaluation.identity import package_versions
 
+# A tiny network of random weights may return what looks like probabilities.
+pytestmark = pytest.mark.filterwarnings("ignore:The model's outputs are in")
+
 CODE = """
 import torch
 from torch import nn

@@ -68,13 +68,9 @@ def test_tokens_are_read_by_the_class_of_the_model(name):
 
 def test_a_vit_is_explained():
     classifier = classifier_of(VIT)
-    cam = RegionCAM(classifier.model, classifier.layer())
-    maps = cam.attribute(
-        torch.rand(1, 3, 224, 224),
-        0,
-        max_channels=2,
-        reshape_transform=classifier.reshape_transform(),
-    )
+    reshape = classifier.reshape_transform()
+    cam = RegionCAM(classifier.model, classifier.layer(), reshape_transform=reshape)
+    maps = cam.attribute(torch.rand(1, 3, 224, 224), 0, max_channels=2)
     assert maps.shape == (1, 1, 14, 14)
 
 
@@ -182,6 +178,7 @@ ARCHITECTURES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.* are constant")  # of random weights
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures_are_explained_as_they_are(name):
@@ -190,8 +187,8 @@ def test_architectures_are_explained_as_they_are(name):
     assert len(classifier.categories) == classifier.logits().shape[1]
     inputs = classifier.preprocess(Image.new("RGB", (300, 260), (200, 90, 30)))[None]
     reshape = classifier.reshape_transform()
-    cam = GradCAM(classifier.model, classifier.layer())
-    maps = cam.attribute(inputs, 0, reshape_transform=reshape)
+    cam = GradCAM(classifier.model, classifier.layer(), reshape_transform=reshape)
+    maps = cam.attribute(inputs, 0)
     assert maps.shape[:2] == (1, 1) and min(maps.shape[2:]) > 1
     assert maps.isfinite().all()
     assert classifier.default_layer in {n.name for n in classifier.spatial_layers()}

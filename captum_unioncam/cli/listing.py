@@ -37,7 +37,5 @@ def layers_text(classifier: Classifier) -> str:
     for layer in layers:
         shape = " x ".join(map(str, layer.shape))
         mark = " (default)" if layer.name == default else ""
-        lines.append(
-            f"{layer.name:<{names}}  {layer.kind:<{kinds}}  {shape}{mark}"
-        )
+        lines.append(f"{layer.name:<{names}}  {layer.kind:<{kinds}}  {shape}{mark}")
     return "".join(f"{printable(line)}\n" for line in lines)

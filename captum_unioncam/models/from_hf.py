@@ -69,14 +69,19 @@ def load(request: Request) -> Classifier:
 
 def _source(name: str) -> dict[str, Any]:
     """Returns where a model is: a folder, or a name of the hub."""
-    if os.path.isdir(name):
-        return {"pretrained_model_name_or_path": name, "local_files_only": True}
-    if name.startswith((".", "~", os.sep)) or name.count("/") > 1 or not name:
+    local = os.path.isdir(name)
+    if not local and (
+        name.startswith((".", "~", os.sep)) or name.count("/") > 1 or not name
+    ):
         raise ModelError(
             f"there is no folder {name!r}; give one that save_pretrained wrote, with "
             "the image processor's configuration, or a name of HuggingFace's hub"
         )
-    return {"pretrained_model_name_or_path": name}
+    return {
+        "pretrained_model_name_or_path": name,
+        "local_files_only": local,
+        "trust_remote_code": False,  # no code of the checkpoint's runs
+    }
 
 
 def _check_complete(name: str, loading: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
-from torch.nn import Module
 
 from captum_unioncam._checks import did_you_mean
 from captum_unioncam.errors import ModelError, one_line
@@ -109,9 +108,9 @@ def _changes(request: Request) -> dict[str, Any]:
     return {**side, "mean": request.mean, "std": request.std}
 
 
-def _categories(data: Any, model: Module) -> list[str]:
+def _categories(data: Any, model: Any) -> list[str]:
     """Returns the names of the classes that the model was published with."""
-    own: Mapping[str, Any] = model.pretrained_cfg or {}  # type: ignore[assignment]
+    own: Mapping[str, Any] = model.pretrained_cfg or {}
     if own.get("num_classes") != model.num_classes:
         return []
     labels = own.get("label_names")
