@@ -10,8 +10,8 @@ from folders import picture
 from PIL import Image
 
 from captum_unioncam import GradCAM, UnionCAM, vit_reshape
-from captum_unioncam.errors import ConfigError
-from captum_unioncam.models import ModelError, class_index, load_classifier
+from captum_unioncam.errors import ConfigError, ModelError
+from captum_unioncam.models import class_index, load_classifier
 
 transformers = pytest.importorskip("transformers")
 

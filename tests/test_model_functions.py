@@ -1,4 +1,4 @@
-"""Models that a function returns, class names, and what a Classifier tells of itself."""
+"""Models of functions, names of classes, and what a Classifier tells of itself."""
 
 import dataclasses
 import json
@@ -13,10 +13,9 @@ from torch import nn
 from torchvision import transforms
 
 from captum_unioncam import SelectedOutput, swin_reshape
-from captum_unioncam.errors import ConfigError, UserError
+from captum_unioncam.errors import ConfigError, ModelError, UserError
 from captum_unioncam.models import (
     Classifier,
-    ModelError,
     list_models,
     load_classifier,
 )

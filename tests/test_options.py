@@ -40,6 +40,7 @@ def test_a_declaration_is_kept_in_the_field():
         "choices": (),
         "positional": False,
         "metavar": None,
+        "const": None,
     }
     assert FIELDS["data"].default is dataclasses.MISSING
 

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from captum_unioncam import GradCAM, RegionCAM, swin_reshape, vit_reshape
-from captum_unioncam.models import ModelError, class_index, load_classifier
+from captum_unioncam.errors import ModelError
+from captum_unioncam.models import class_index, load_classifier
 
 timm = pytest.importorskip("timm")
 

@@ -5,7 +5,6 @@ is imported when a model is loaded, and so are timm, transformers and the packag
 the ``demo`` extra, where a name asks for them.
 """
 
-from captum_unioncam.errors import ModelError
 from captum_unioncam.models.classes import class_index, classes_named, wordnet_ids
 from captum_unioncam.models.classifier import Classifier, SpatialLayer
 from captum_unioncam.models.devices import resolve_device
@@ -13,7 +12,6 @@ from captum_unioncam.models.loading import list_models, load_classifier
 
 __all__ = [
     "Classifier",
-    "ModelError",
     "SpatialLayer",
     "class_index",
     "classes_named",

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -26,7 +26,8 @@ SIDE, FIFTH = 256, 51
 ROUNDING = 1e-3
 
 
-class SpatialLayer(NamedTuple):
+@dataclass(frozen=True)
+class SpatialLayer:
     """A layer that has an activation at each of several positions.
 
     Attributes:
@@ -142,7 +143,10 @@ class Classifier:
                 "(--list-layers shows them), and `--model package.module:function` of "
                 "a function that returns Classifier(..., reshape=...)"
             ) from error
-        return next(n for n, module in self.model.named_modules() if module is layer)
+        names: dict[Module, str] = {
+            module: name for name, module in self.model.named_modules()
+        }
+        return names[layer]
 
     def _grey(self) -> Tensor:
         """Returns a grey image where the model is, (1, C, H, W)."""
