@@ -130,6 +130,8 @@ def check_option(declared: "Field[Any]", value: Any, name: str | None = None) ->
     elif kind_of(declared) is float:
         check_number(name, value, rules["low"], rules["high"])
     elif kind_of(declared) == tuple[float, ...]:
+        if not isinstance(value, tuple):
+            raise TypeError(f"`{name}` must be a tuple of numbers, got {value!r}.")
         for number in value:
             check_number(name, number, rules["low"], rules["high"])
     elif kind_of(declared) is str:

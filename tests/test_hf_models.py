@@ -1,6 +1,7 @@
 """HuggingFace's image classifiers, from folders that the tests write."""
 
 import functools
+import pickle
 import sys
 
 import pytest
@@ -68,6 +69,12 @@ def test_a_folder_brings_its_weights_its_processor_and_its_names(tmp_path):
     assert classifier.categories == [NAMES[index] for index in range(CLASSES)]
     assert not classifier.model.training
     assert class_index("Tinca_tinca", classifier.categories, CLASSES) == 0
+
+
+def test_the_preprocessing_goes_to_other_processes(vit):
+    image = picture()
+    again = pickle.loads(pickle.dumps(vit.preprocess))
+    assert torch.equal(again(image), vit.preprocess(image))
 
 
 def test_mean_std_and_black_are_the_processors(vit):

@@ -59,7 +59,10 @@ def load(request: Request) -> Classifier:
     except ModelError:
         raise
     except Exception as error:  # of the network, of the hub, of the files
-        raise ModelError(f"{name} cannot be loaded: {one_line(error)}") from error
+        raise ModelError(
+            f"{name} cannot be loaded: {one_line(error)}; a folder that "
+            "save_pretrained wrote needs no network"
+        ) from error
     fit(name, model, state)
     labels: Mapping[int, str] = config.id2label
     categories = [labels[index] for index in range(len(labels))]
