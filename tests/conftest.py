@@ -24,6 +24,17 @@ hypothesis.settings.register_profile("long", max_examples=2000, **COMMON)
 hypothesis.settings.load_profile("ci")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run what takes minutes too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow; --slow runs it"))
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Threads that wait for each other make tiny nets very slow on a busy machine.

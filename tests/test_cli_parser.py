@@ -53,6 +53,8 @@ def a_value(field):
         return "0.5", 0.5
     if kind == tuple[str, ...]:
         return "one, two,one", ("one", "two")
+    if kind == tuple[float, ...]:
+        return "0.5, 0.25,0.5", (0.5, 0.25, 0.5)
     assert kind is str
     return "some text", "some text"
 
@@ -225,6 +227,14 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_the_option(
         (["explain", "--max", "3"], "unrecognized arguments: --max (try"),
         (["explain", "a.png", "b.png"], "unrecognized arguments: b.png"),
         (["explain", "--theta"], "argument --theta: expected one argument"),
+        (
+            ["explain", "--mean", "0.5;0.5"],
+            "argument --mean: must be numbers with commas, got '0.5;0.5' (try",
+        ),
+        (
+            ["explain", "--std", "0.5,nan"],
+            "argument --std: must be a finite number, got nan (try",
+        ),
         (
             [*("evaluate", "--data", "x", "--output", "y"), "--num-images", "0"],
             "argument --num-images: must be a positive int or None, got 0 (try "

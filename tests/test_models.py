@@ -9,10 +9,9 @@ from PIL import Image
 from torchvision import models
 
 from captum_unioncam import swin_reshape, vit_reshape
-from captum_unioncam.errors import ConfigError
+from captum_unioncam.errors import ConfigError, ModelError
 from captum_unioncam.models import (
     Classifier,
-    ModelError,
     class_index,
     classes_named,
     load_classifier,

@@ -21,6 +21,8 @@ class Options:
     side: str = option("which one", "left", choices=("left", "right"))
     other: str | None = option("another", None, choices=("up", "down"))
     names: tuple[str, ...] = option("which ones", ("all",))
+    numbers: tuple[float, ...] | None = option("some", None, low=0, metavar="A,B")
+    listed: str | None = option("what to list", None, const="*")
     quiet: bool = option("say nothing", False)
 
     def __post_init__(self):
@@ -40,7 +42,9 @@ def test_a_declaration_is_kept_in_the_field():
         "choices": (),
         "positional": False,
         "metavar": None,
+        "const": None,
     }
+    assert FIELDS["listed"].metadata["const"] == "*"
     assert FIELDS["data"].default is dataclasses.MISSING
 
 
@@ -59,6 +63,7 @@ def test_an_option_without_a_default_is_required():
         ("share", float),
         ("other", str),
         ("names", tuple[str, ...]),
+        ("numbers", tuple[float, ...]),
         ("quiet", bool),
     ],
 )
@@ -80,6 +85,8 @@ def test_the_kind_of_an_option_is_its_type_without_none(name, kind):
         ("other", "up"),
         ("data", " "),
         ("names", ()),
+        ("numbers", (0, 2.5)),
+        ("listed", "*"),
         ("quiet", True),
     ],
 )
@@ -99,6 +106,8 @@ WRONG = [
     ("side", "lefty", ValueError, "one of left, right, got 'lefty'; did you mean 'le"),
     ("side", None, ValueError, "`side` must be one of left, right, got None"),
     ("other", "left", ValueError, "`other` must be one of up, down, got 'left'"),
+    ("numbers", (1, -1), ValueError, "`numbers` must be a finite number >= 0, got -1"),
+    ("numbers", 0.5, TypeError, "`numbers` must be a tuple of numbers, got 0.5"),
     ("data", "", ValueError, "`data` must not be empty"),
     ("data", "a\0b", ValueError, r"`data` must not hold a NUL character, got 'a.x00b"),
 ]

@@ -17,6 +17,7 @@ from captum_unioncam import UnionCAMDetails
 from captum_unioncam._confidence import confidence
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam.cli.files import check_files, write_report
+from captum_unioncam.cli.listing import listing
 from captum_unioncam.cli.options import ExplainOptions
 from captum_unioncam.cli.terminal import Outcome
 from captum_unioncam.errors import UserError
@@ -40,6 +41,8 @@ TOP = 3
 def run(given: dict[str, Any], line: str) -> Outcome:
     """Explains an image, writes the picture and the JSON, and returns the result."""
     options = ExplainOptions(**given)
+    if options.list_models is not None or options.list_layers:
+        return listing(options)
     check_files(options)
     figure, report = explain(options)
     return write_report(options, figure, report)
@@ -55,7 +58,7 @@ def explain(options: ExplainOptions) -> tuple[Figure, dict[str, Any]]:
     methods = None if options.methods is None else _methods(options.methods)
     device = resolve_device(options.device)
     image = _image(options.image)
-    classifier = load_classifier(options.model, options.weights)
+    classifier = load_classifier(options.model, options.weights, **options.metadata)
     layer_name = options.layer or classifier.default_layer
     scene, scores = _scene(classifier, layer_name, image, options.target, device)
     if methods is None:

@@ -3,29 +3,18 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from captum_unioncam._options import DEFAULT_MODEL, check_options, option
+from captum_unioncam._options import ModelOptions, check_options, option
 from captum_unioncam.evaluation.config import PRESETS, EvaluationConfig
 
 
 @dataclass(frozen=True)
-class ExplainOptions:
+class ExplainOptions(ModelOptions):
     """What to explain, and where to put the picture."""
 
     image: str | None = option(
         "image file (default: scikit-image's photograph of the cat Chelsea)",
         None,
         positional=True,
-    )
-    model: str = option(
-        "efficientnet_lite0, or a classification model of torchvision",
-        DEFAULT_MODEL,
-        metavar="NAME",
-    )
-    weights: str = option(
-        "pretrained weights, random ones, or a file: a state dict, or a checkpoint "
-        "with one as state_dict or model, also in safetensors",
-        "default",
-        metavar="default|none|PATH",
     )
     layer: str | None = option(
         "dotted name of the layer (default: the last spatial activation)",
@@ -71,6 +60,19 @@ class ExplainOptions:
         "write the result as JSON, - for stdout (default: no JSON)",
         None,
         metavar="FILE|-",
+    )
+
+    list_layers: bool = option(
+        "print the name, type and activation shape of the model's spatial layers, and "
+        "explain nothing",
+        False,
+    )
+    list_models: str | None = option(
+        "print the names of all models, or of those that hold TEXT, in which * and ? "
+        "stand for others (default: explain an image)",
+        None,
+        const="*",
+        metavar="TEXT",
     )
 
     def __post_init__(self) -> None:

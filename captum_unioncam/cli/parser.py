@@ -65,6 +65,8 @@ def _add_option(parser: argparse.ArgumentParser, field: "Field[Any]") -> None:
     if rules["positional"]:
         parser.add_argument(field.name, nargs="?", **arguments)
     else:
+        if rules["const"] is not None:
+            arguments |= {"nargs": "?", "const": rules["const"]}
         required = field.default is dataclasses.MISSING
         parser.add_argument(f"--{name}", required=required, **arguments)
 
@@ -92,7 +94,13 @@ def _reader(field: "Field[Any]") -> Callable[[str], Any]:
         if kind == tuple[str, ...]:
             return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
         value: Any = text
-        if kind in (int, float):
+        if kind == tuple[float, ...]:
+            try:
+                value = tuple(float(number) for number in text.split(","))
+            except ValueError:
+                message = f"must be numbers with commas, got {text!r}"
+                raise argparse.ArgumentTypeError(message) from None
+        elif kind in (int, float):
             try:
                 value = kind(text)
             except ValueError:

@@ -36,6 +36,7 @@ def run(program: str, arguments: Sequence[str] | None) -> int:
             raise
         names = {field.name for field in fields(COMMANDS[command].options)}
         keep_freed_memory()
+        _find_modules_of_the_user()
         # Libraries print too, such as torch.hub when it downloads.
         with redirect_stdout(sys.stderr):
             module = importlib.import_module(f"captum_unioncam.cli.{command}")
@@ -53,6 +54,13 @@ def run(program: str, arguments: Sequence[str] | None) -> int:
         if _is_for_this_process(error):
             write_error(f"{program}: error: {_message(error, names)}")
         return WRONG
+
+
+def _find_modules_of_the_user() -> None:
+    """Lets options name modules in the working folder, as `python -m` would."""
+    folder = os.getcwd()
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.append(folder)  # at the end: it hides no installed module
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

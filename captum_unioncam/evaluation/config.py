@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from captum_unioncam._options import DEFAULT_MODEL, check_options, option
+from captum_unioncam._options import ModelOptions, check_options, option
+from captum_unioncam.errors import ConfigError
 
 PREPROCESSINGS = ("model", "unit")
 TARGETS = ("predicted", "label")
@@ -15,7 +16,7 @@ FREE = ("output", "resume", "workers", "device")
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(ModelOptions):
     """What to evaluate, on what, and where to put the results.
 
     Raises:
@@ -24,12 +25,6 @@ class EvaluationConfig:
 
     data: str = option("imagefolder:DIR, imagenet:DIR or voc2007:DIR")
     output: str = option("folder of the results; created if it does not exist")
-    model: str = option("efficientnet_lite0, or a model of torchvision", DEFAULT_MODEL)
-    weights: str = option(
-        "default, none (random, drawn from the seed), or a file: a state dict, or a "
-        "checkpoint with one as state_dict or model, also in safetensors",
-        "default",
-    )
     layer: str | None = option(
         "dotted name (default: the last spatial activation)", None
     )
@@ -91,6 +86,12 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        changed = [name for name in self.metadata if name != "categories"]
+        if self.preprocessing != "model" and changed:
+            raise ConfigError(
+                f"`{changed[0]}` changes the model's own preprocessing; leave it out, "
+                f"or `preprocessing`, got {self.preprocessing!r}"
+            )
 
     def comparable(self) -> dict[str, Any]:
         """Returns what two runs must share for their rows to go together."""

@@ -30,6 +30,7 @@ ROW_MODULES = (
     "*.py",
     "attr/*.py",
     "metrics/*.py",
+    "models/*.py",
     "evaluation/annotations.py",
     "evaluation/data.py",
     "evaluation/measuring.py",
@@ -40,6 +41,9 @@ ROW_MODULES = (
 
 # Packages whose versions count.
 VERSIONED = ("captum", "torch", "torchvision")
+
+# And that of the package that a model is from, by the start of its name.
+MODEL_PACKAGES = {"timm:": "timm", "hf:": "transformers"}
 
 # Packages whose classes count by their names: this one's files have a digest.
 BY_NAME = (*VERSIONED, PACKAGE)
@@ -70,15 +74,20 @@ def identity(
         "files": len(entries),
         "names": _digest([names]),
         "code": package_digest(),
-        "versions": package_versions(),
+        "versions": package_versions(config.model),
         "sources": sources,
         "measures": measures,
     }
 
 
-def package_versions() -> dict[str, str]:
-    """Returns the versions of the packages that decide on a row beside this one."""
-    return {name: version(name) for name in VERSIONED}
+def package_versions(model: str) -> dict[str, str]:
+    """Returns the versions of the packages that decide on a row beside this one.
+
+    Args:
+        model (str): The model's name.
+    """
+    own = [name for start, name in MODEL_PACKAGES.items() if model.startswith(start)]
+    return {name: version(name) for name in (*VERSIONED, *own)}
 
 
 def weights_digest(model: Module) -> str:

@@ -262,7 +262,7 @@ def _report(
         "versions": {
             "captum-unioncam": __version__,
             "python": platform.python_version(),
-            **package_versions(),
+            **package_versions(task.config.model),
         },
         "hardware": _hardware(task.device, process),
         "layer": {"name": task.layer_name, "size": list(task.layer_size)},

@@ -120,7 +120,7 @@ def load_task(config: EvaluationConfig, methods: Methods, device: torch.device) 
         ModelError: If the model, its weights or its layer cannot be loaded.
     """
     with _seeded(config.seed):
-        classifier = load_classifier(config.model, config.weights)
+        classifier = load_classifier(config.model, config.weights, **config.metadata)
     digest = weights_digest(classifier.model)  # on the CPU, before it moves
     if config.preprocessing == "unit":
         classifier = dataclasses.replace(classifier, preprocess=unit_range(SIDE))
