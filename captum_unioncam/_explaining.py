@@ -38,7 +38,7 @@ def parsed_methods(methods: str | Sequence[str]) -> Methods:
     return parsed
 
 
-def _known_options(method: Method) -> set[str]:
+def known_options(method: Method) -> set[str]:
     """Returns the options of a method's constructor and of its ``attribute``."""
     functions = (method.attribution, method.attribution.attribute)
     names = [name for f in functions for name in inspect.signature(f).parameters]
@@ -60,7 +60,7 @@ def check_call(
             "the scores; call model.eval() first."
         )
     check_number("fidelity", fidelity, 0, 1)
-    known = set().union(*(_known_options(method) for method, _ in methods.values()))
+    known = set().union(*(known_options(method) for method, _ in methods.values()))
     for name in options:
         if name not in known:
             raise TypeError(
@@ -181,7 +181,7 @@ def found_layer(
 
 
 def fidelity_in_words(fidelity: float, methods: Methods) -> str:
-    if not any("fidelity" in _known_options(method) for method, _ in methods.values()):
+    if not any("fidelity" in known_options(method) for method, _ in methods.values()):
         return "not used: the maps are exact"
     if fidelity == 1:
         return "1: the exact maps"
@@ -208,6 +208,6 @@ def made_maps(
         if detailed:
             found, details[label] = found
         if not isinstance(found, Tensor):
-            raise ConfigError("`layer` has several tensors; choose another")
+            raise ValueError("`layer` has several tensors; choose another")
         maps[label] = found
     return maps, details

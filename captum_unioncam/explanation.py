@@ -45,10 +45,10 @@ __all__ = ["Explanation", "explain"]
 
 FIDELITY = 0.99
 
-# Below this, the gains in confidence are about 0 whatever a mask shows.
+# Below this, the gains in confidence are mostly 0, whatever a mask shows.
 LOW_CONFIDENCE = 0.01
 UNSURE = (
-    "the confidence is about 0, and so are gains: "
+    "the confidence is about 0, and gains in it may say nothing: "
     "`score_func=lambda output: output` scores by logits"
 )
 
@@ -121,8 +121,8 @@ class Explanation:
     def unsure(self) -> Tensor:
         """Whether the confidence in each target is below 0.01, bool, (N,).
 
-        Whatever a mask shows, the gains in confidence are about 0 then. Scores that are
-        no confidences, such as logits, are never unsure.
+        Whatever a mask shows, the gains in confidence are mostly 0 then. Scores that
+        are no confidences, such as logits, are never unsure.
         """
         confidences = bool(((self.scores >= 0) & (self.scores <= 1)).all())
         return (self.confidences < LOW_CONFIDENCE) & confidences

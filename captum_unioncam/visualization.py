@@ -36,7 +36,7 @@ PANEL_INCHES = 2.8  # the side of a square one
 TITLE_LINE_INCHES = 0.25
 WIDEST_INCHES = 20.0
 LARGEST_TITLE = 12.0  # in points
-TITLE_POINTS_PER_INCH = 6.5  # so that DenoisedGradCAM fits
+TITLE_POINTS_PER_INCH = 4.6  # so that SmoothGradCAMPlusPlus fits
 MOST_COLUMNS = 6
 NAME_CHARACTERS_PER_INCH = 12  # of a row's name, which is turned
 MARK_COLOUR = "tab:red"
@@ -110,7 +110,7 @@ def overlays(
         >>> len(figure.axes)
         2
     """
-    style = _style(colormap, alpha)
+    style = map_style(colormap, alpha)
     pictures = _pictures(inputs, mean, std)
     masks = _masks("attributions", attributions, inputs)
     titles = [""] * len(inputs) if titles is None else list(titles)
@@ -168,7 +168,7 @@ def panels(
         >>> len(panels(torch.rand(2, 3, 32, 32), maps, mean=0.0, std=1.0).axes)
         6
     """
-    style = _style(colormap, alpha)
+    style = map_style(colormap, alpha)
     pictures = _pictures(inputs, mean, std)
     _check_panels(inputs, maps, marked, names)
     masks = {title: _masks(title, values, inputs) for title, values in maps.items()}
@@ -225,7 +225,7 @@ def overlay_images(
         >>> overlay_images(torch.rand(2, 3, 32, 48), torch.rand(2, 1, 4, 4)).shape
         (2, 32, 48, 3)
     """
-    style = _style(colormap, alpha)
+    style = map_style(colormap, alpha)
     pictures = _pictures(inputs, mean, std)
     masks = _masks("attributions", attributions, inputs)
     images = np.empty((len(pictures), *inputs.shape[2:], 3), dtype=np.uint8)
@@ -238,7 +238,8 @@ def overlay_images(
     return images
 
 
-def _style(colormap: str, alpha: float) -> _Style:
+def map_style(colormap: str, alpha: float) -> _Style:
+    """Returns how to draw maps; refuses a colour map that matplotlib does not have."""
     if colormap not in list(colormaps):
         raise ValueError(
             "`colormap` must be the name of a colour map of matplotlib, such as "
