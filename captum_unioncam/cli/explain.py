@@ -43,12 +43,12 @@ def run(given: dict[str, Any], line: str) -> Outcome:
     _check(options)
     sources, into_folder = find_sources(options)
     check_files(options, sources, into_folder)
-    maps = MapFile()
+    maps = None if options.maps is None else MapFile()
     if into_folder:
         reports = _explain_all(_load(options), sources, maps)
     else:
         reports = _explain_one(options, sources[0], maps)
-    if options.maps is not None:
+    if options.maps is not None and maps is not None:
         write_file(options.maps, maps.content())
     return outcome(options, reports, into_folder)
 
@@ -79,7 +79,7 @@ def _load(options: ExplainOptions) -> Setup:
 
 
 def _explain_one(
-    options: ExplainOptions, source: Source, maps: MapFile
+    options: ExplainOptions, source: Source, maps: MapFile | None
 ) -> list[Report]:
     """Explains an image; what goes wrong with it is an error of the command."""
     image, started = source.read(), time.perf_counter()
@@ -90,7 +90,7 @@ def _explain_one(
 
 
 def _explain_all(
-    setup: Setup, sources: Sequence[Source], maps: MapFile
+    setup: Setup, sources: Sequence[Source], maps: MapFile | None
 ) -> list[Report]:
     """Explains images in batches; one that fails becomes a report of its error.
 
@@ -137,13 +137,12 @@ def _explained(
             yield Explained([source for source, _ in group], classes, seconds)
 
 
-def _written(setup: Setup, found: Explained, maps: MapFile) -> list[Report]:
+def _written(setup: Setup, found: Explained, maps: MapFile | None) -> list[Report]:
     """Writes the picture of each image, and returns the reports."""
     options, reports = setup.options, []
-    maps.add(
-        [source.name for source in found.sources],
-        [one.explanation for one in found.classes],
-    )
+    if maps is not None:
+        names = [source.name for source in found.sources]
+        maps.add(names, [one.explanation for one in found.classes])
     described = image_reports(found.classes)
     for index, (source, what) in enumerate(zip(found.sources, described, strict=True)):
         content = picture_content(setup, found.classes, index, source.picture)

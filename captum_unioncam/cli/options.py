@@ -45,6 +45,7 @@ class ExplainOptions:
         "row each",
         1,
         low=1,
+        high=20,
         metavar="K",
     )
     score: str = option(
