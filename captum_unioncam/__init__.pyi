@@ -3,6 +3,7 @@ from . import (
     augmentations as augmentations,
     captum_metrics as captum_metrics,
     evaluation as evaluation,
+    explanation as explanation,
     fusion as fusion,
     layers as layers,
     metrics as metrics,
@@ -46,6 +47,10 @@ from .augmentations import (
 from .captum_metrics import (
     as_explanation_func as as_explanation_func,
     to_input as to_input,
+)
+from .explanation import (
+    Explanation as Explanation,
+    explain as explain,
 )
 from .fusion import fuse as fuse
 from .layers import (

@@ -1,26 +1,36 @@
 """Pictures of maps over their images, on top of captum.attr.visualization.
 
-Images are tensors, (N, C, H, W), as the model takes them. Every function returns a
-matplotlib Figure that is not shown: ``figure.savefig("maps.png")``, or its name at the
-end of a notebook's cell, after ``%matplotlib inline``.
+Images are tensors, (N, C, H, W), as the model takes them. :func:`overlays` and
+:func:`panels` return a matplotlib Figure that is not shown:
+``figure.savefig("maps.png")``, or its name at the end of a notebook's cell, after
+``%matplotlib inline``. :func:`overlay_images` returns arrays of pixels.
 """
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from captum.attr import visualization
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from captum_unioncam._checks import check_number, did_you_mean
 from captum_unioncam._maps import at_least_float32, to_mask
+from captum_unioncam._pictures import (
+    Statistics,
+    check_unit_range,
+    note_of,
+    without_statistics,
+)
+
+__all__ = ["overlay_images", "overlays", "panels"]
 
 Array = npt.NDArray[np.floating[Any]]
-Statistics = float | Sequence[float] | Tensor | None
 
 PANEL_INCHES = 2.8  # the side of a square one
 TITLE_LINE_INCHES = 0.25
@@ -29,6 +39,7 @@ LARGEST_TITLE = 12.0  # in points
 TITLE_POINTS_PER_INCH = 6.5
 TITLE_LETTERS = 15  # that fit at this size; longer titles are smaller
 MOST_COLUMNS = 6
+NAME_CHARACTERS_PER_INCH = 12  # of a row's name, which is turned
 MARK_COLOUR = "tab:red"
 NOTE_STYLE: dict[str, Any] = {
     "horizontalalignment": "center",
@@ -36,8 +47,12 @@ NOTE_STYLE: dict[str, Any] = {
     "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2},
 }
 
-# How far un-normalised images may leave [0, 1] by rounding.
-RANGE_TOLERANCE = 1e-2
+
+class _Style(NamedTuple):
+    """The colours of maps: the name of a colour map, and how much of it is seen."""
+
+    colormap: str
+    alpha: float
 
 
 class _Drawn(NamedTuple):
@@ -55,6 +70,8 @@ def overlays(
     mean: Statistics = None,
     std: Statistics = None,
     color_bar: bool = False,
+    colormap: str = "jet",
+    alpha: float = 0.5,
 ) -> Figure:
     r"""Draws the map of each image over it, in rows of six at most.
 
@@ -73,6 +90,9 @@ def overlays(
             divided. Default: None, which is 1
         color_bar (bool, optional): Add a colour bar, which all maps share. Default:
             False
+        colormap (str, optional): Name of a colour map of matplotlib. Default: "jet"
+        alpha (float, optional): Share of the colours, in [0, 1]; the rest is the image.
+            Default: 0.5
 
     Returns:
         *matplotlib.figure.Figure*, not shown.
@@ -80,7 +100,8 @@ def overlays(
     Raises:
         TypeError: If the images or the maps are not tensors.
         ValueError: If the images are not (N, 3, H, W) or (N, 1, H, W), or not in [0, 1]
-            without their mean and std; if there is not one map or title for each.
+            after undoing ``mean`` and ``std``; if there is not one map or title for
+            each; if there is no such colour map, or ``alpha`` is outside of [0, 1].
 
     Examples::
 
@@ -90,6 +111,7 @@ def overlays(
         >>> len(figure.axes)
         2
     """
+    style = map_style(colormap, alpha)
     pictures = _pictures(inputs, mean, std)
     masks = _masks("attributions", attributions, inputs)
     titles = [""] * len(inputs) if titles is None else list(titles)
@@ -101,7 +123,7 @@ def overlays(
     columns = math.ceil(len(inputs) / max(rows, 1))
     figure, axes = _grid(rows, columns, pictures, rows * _lines(titles))
     for axis, picture, mask, title in zip(axes, pictures, masks, titles, strict=False):
-        _draw(figure, axis, picture, mask, title)
+        _draw(figure, axis, picture, mask, title, style)
     return _finished(figure, axes, len(inputs), color_bar)
 
 
@@ -110,9 +132,12 @@ def panels(
     maps: Mapping[str, Tensor],
     marked: Sequence[str] = (),
     *,
+    names: Sequence[str] | None = None,
     mean: Statistics = None,
     std: Statistics = None,
     color_bar: bool = False,
+    colormap: str = "jet",
+    alpha: float = 0.5,
 ) -> Figure:
     r"""Draws images beside their maps by several methods, for comparison.
 
@@ -124,14 +149,17 @@ def panels(
             normalised by ``mean`` and ``std``.
         maps (Mapping[str, Tensor]): Maps of all images for each title, (N, 1, h, w).
         marked (Sequence[str], optional): Titles of the panels to frame. Default: ()
-        mean, std, color_bar: See :func:`overlays`.
+        names (Sequence[str], optional): A name for each image, left of its row.
+            Default: None
+        mean, std, color_bar, colormap, alpha: See :func:`overlays`.
 
     Returns:
         *matplotlib.figure.Figure*, not shown.
 
     Raises:
         TypeError: As :func:`overlays`, or if ``maps`` is not a dict.
-        ValueError: As :func:`overlays`, or if ``marked`` has a title that no map has.
+        ValueError: As :func:`overlays`, or if ``marked`` has a title that no map has,
+            or there is not one name for each image.
 
     Examples::
 
@@ -141,36 +169,108 @@ def panels(
         >>> len(panels(torch.rand(2, 3, 32, 32), maps, mean=0.0, std=1.0).axes)
         6
     """
+    style = map_style(colormap, alpha)
     pictures = _pictures(inputs, mean, std)
-    if not isinstance(maps, Mapping):
-        raise TypeError(
-            "`maps` must be a dict of maps by their titles, got a "
-            f"{type(maps).__name__}."
-        )
+    _check_panels(inputs, maps, marked, names)
     masks = {title: _masks(title, values, inputs) for title, values in maps.items()}
-    unknown = [title for title in marked if title not in maps]
-    if unknown:
-        raise ValueError(
-            f"`marked` must be titles of `maps`, got {unknown}; they are {list(maps)}."
-        )
     count = 1 + len(maps)
     rows, columns = len(inputs), count
     if rows == 1:
         rows = math.ceil(count / MOST_COLUMNS)
         columns = math.ceil(count / rows)
     title_rows = rows if len(inputs) == 1 else 1
-    figure, axes = _grid(rows, columns, pictures, title_rows * _lines(maps))
+    figure, axes = _grid(
+        rows, columns, pictures, title_rows * _lines(maps), names or ()
+    )
     for number, picture in enumerate(pictures):
         start = number * columns
-        _draw(figure, axes[start], picture, None, "" if number else "image")
+        _draw(figure, axes[start], picture, None, "" if number else "image", style)
         for axis, title in zip(axes[start + 1 :], masks, strict=False):
             mask = masks[title][number]
-            _draw(figure, axis, picture, mask, "" if number else title)
+            _draw(figure, axis, picture, mask, "" if number else title, style)
             if title in marked:
                 axis.title.set_color(MARK_COLOUR)
                 for spine in axis.spines.values():
                     spine.set(color=MARK_COLOUR, linewidth=3)
     return _finished(figure, axes, len(inputs) * count, color_bar)
+
+
+def overlay_images(
+    inputs: Tensor,
+    attributions: Tensor,
+    *,
+    mean: Statistics = None,
+    std: Statistics = None,
+    colormap: str = "jet",
+    alpha: float = 0.5,
+) -> npt.NDArray[np.uint8]:
+    r"""Returns each image under the colours of its map, without frame or margin.
+
+    The mask of each map, as in :func:`overlays`, is coloured and blended with the
+    image: (1 - alpha) * image + alpha * colours. An image whose map is constant, or not
+    finite, is returned as it is.
+
+    Args:
+        inputs, attributions, mean, std, colormap, alpha: See :func:`overlays`.
+
+    Returns:
+        *numpy.ndarray*, uint8, RGB, (N, H, W, 3): for ``PIL.Image.fromarray``.
+
+    Raises:
+        TypeError, ValueError: As :func:`overlays`.
+
+    Examples::
+
+        >>> import torch
+        >>> from captum_unioncam.visualization import overlay_images
+        >>> overlay_images(torch.rand(2, 3, 32, 48), torch.rand(2, 1, 4, 4)).shape
+        (2, 32, 48, 3)
+    """
+    style = map_style(colormap, alpha)
+    pictures = _pictures(inputs, mean, std)
+    masks = _masks("attributions", attributions, inputs)
+    images = np.empty((len(pictures), *inputs.shape[2:], 3), dtype=np.uint8)
+    for image, picture, drawn in zip(images, pictures, masks, strict=True):
+        blended = picture
+        if not _is_blank(drawn.mask):
+            colours = colormaps[style.colormap](drawn.mask)[..., :3]  # (H, W, 3)
+            blended = (1 - style.alpha) * picture + style.alpha * colours
+        image[:] = np.rint(255 * blended)
+    return images
+
+
+def map_style(colormap: str, alpha: float) -> _Style:
+    """Returns how to draw maps; refuses a colour map that matplotlib does not have."""
+    if colormap not in list(colormaps):
+        raise ValueError(
+            "`colormap` must be the name of a colour map of matplotlib, such as "
+            f"viridis, got {colormap!r}{did_you_mean(str(colormap), colormaps)}"
+        )
+    check_number("alpha", alpha, 0, 1)
+    return _Style(colormap, alpha)
+
+
+def _check_panels(
+    inputs: Tensor,
+    maps: Mapping[str, Tensor],
+    marked: Sequence[str],
+    names: Sequence[str] | None,
+) -> None:
+    """Refuses maps that have no titles, and titles and names of other maps."""
+    if not isinstance(maps, Mapping):
+        raise TypeError(
+            "`maps` must be a dict of maps by their titles, got a "
+            f"{type(maps).__name__}."
+        )
+    unknown = [title for title in marked if title not in maps]
+    if unknown:
+        raise ValueError(
+            f"`marked` must be titles of `maps`, got {unknown}; they are {list(maps)}."
+        )
+    if names is not None and (isinstance(names, str) or len(names) != len(inputs)):
+        raise ValueError(
+            f"`names` must be one for each of {len(inputs)} images, got {names!r}."
+        )
 
 
 def _pictures(inputs: Tensor, mean: Statistics, std: Statistics) -> list[Array]:
@@ -182,19 +282,9 @@ def _pictures(inputs: Tensor, mean: Statistics, std: Statistics) -> list[Array]:
             "`inputs` must be images of shape (N, 3, H, W) or (N, 1, H, W), got "
             f"{shape}."
         )
-    images = at_least_float32(inputs.detach()).cpu()
-    if std is not None:
-        images = images * _for_channels("std", std, images)
-    if mean is not None:
-        images = images + _for_channels("mean", mean, images)
-    if images.numel():
-        low, high = (float(value) for value in images.aminmax())
-        if not (-RANGE_TOLERANCE <= low and high <= 1 + RANGE_TOLERANCE):
-            raise ValueError(
-                f"`inputs` must be in [0, 1], got values from {low:.3g} to {high:.3g}; "
-                "give the `mean` and the `std` by which they were normalised (0 and "
-                "1 / 255 for bytes)."
-            )
+    images = without_statistics(inputs.detach().cpu(), mean, std)
+    undone = mean is not None or std is not None
+    check_unit_range("inputs", images, undone)
     # (N, C, H, W) to (N, H, W, 3); grey images repeat their channel.
     pictures = images.clamp(0, 1).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     return list(pictures.numpy())
@@ -203,17 +293,6 @@ def _pictures(inputs: Tensor, mean: Statistics, std: Statistics) -> list[Array]:
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a Tensor, got a {type(value).__name__}.")
-
-
-def _for_channels(name: str, values: Statistics, images: Tensor) -> Tensor:
-    """Returns a number for each channel, (channels, 1, 1), or one for all."""
-    numbers = torch.as_tensor(values, dtype=images.dtype, device="cpu").flatten()
-    if len(numbers) not in (1, images.shape[1]):
-        raise ValueError(
-            f"`{name}` must be one number, or one for each of {images.shape[1]} "
-            f"channels, got {len(numbers)}."
-        )
-    return numbers.view(-1, 1, 1)
 
 
 def _masks(name: str, maps: Tensor, inputs: Tensor) -> list[_Drawn]:
@@ -227,23 +306,16 @@ def _masks(name: str, maps: Tensor, inputs: Tensor) -> list[_Drawn]:
         )
     values = at_least_float32(maps.detach()).cpu()
     masks = to_mask(values, inputs.shape[2:])  # (N, 1, H, W)
-    notes = [_note(one) for one in values]
+    notes = [note_of(one) for one in values]
     return [
         _Drawn(mask, note)
         for mask, note in zip(masks[:, 0].numpy(), notes, strict=True)
     ]
 
 
-def _note(values: Tensor) -> str:
-    """Returns what a picture of a map does not show by itself."""
-    if not values.isfinite().all():
-        return "the map is not finite"
-    low, high = (float(value) for value in values.aminmax())
-    if low == high:
-        return "the map is constant"
-    # Zero is another colour than the lowest value, of 256.
-    shifted = -low > (high - low) / 256
-    return f"from {low:.2g} to {high:.2g}" if shifted else ""
+def _is_blank(mask: Array) -> bool:
+    """Returns whether a mask is all zeros, or NaN."""
+    return not mask.max() > 0
 
 
 def _lines(titles: Iterable[str]) -> int:
@@ -252,7 +324,11 @@ def _lines(titles: Iterable[str]) -> int:
 
 
 def _grid(
-    rows: int, columns: int, pictures: list[Array], title_lines: int
+    rows: int,
+    columns: int,
+    pictures: list[Array],
+    title_lines: int,
+    names: Sequence[str] = (),
 ) -> tuple[Figure, list[Axes]]:
     """Returns a figure of panels in the images' proportions, and of about one area."""
     if not pictures:
@@ -260,9 +336,21 @@ def _grid(
     height, width = pictures[0].shape[:2]
     side = PANEL_INCHES * math.sqrt(width / height)
     side = min(side, WIDEST_INCHES / columns)
-    inches = rows * side * height / width + title_lines * TITLE_LINE_INCHES
-    figure = Figure(figsize=(side * columns, inches), layout="compressed")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+    row_inches = side * height / width
+    inches = rows * row_inches + title_lines * TITLE_LINE_INCHES
+    labels = [_wrapped(name, row_inches) for name in names]
+    margin = _lines(labels) * TITLE_LINE_INCHES if labels else 0
+    figure = Figure(figsize=(side * columns + margin, inches), layout="compressed")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axis, label in zip(axes[::columns], labels, strict=False):
+        axis.set_ylabel(label, fontsize="medium")
+    return figure, axes
+
+
+def _wrapped(name: str, inches: float) -> str:
+    """Returns a name in lines that are no longer than its row is high."""
+    width = max(int(inches * NAME_CHARACTERS_PER_INCH), 1)
+    return "\n".join(textwrap.fill(line, width) for line in name.splitlines())
 
 
 def _finished(figure: Figure, axes: list[Axes], used: int, color_bar: bool) -> Figure:
@@ -281,11 +369,12 @@ def _draw(
     picture: Array,
     drawn: _Drawn | None,
     title: str,
+    style: _Style,
 ) -> None:
     """Draws one panel; a mask that is all zeros, or NaN, shows the image alone."""
     mask = None if drawn is None else drawn.mask
     # Captum cannot normalize a map without a positive value.
-    blank = mask is None or not mask.max() > 0
+    blank = mask is None or _is_blank(mask)
     visualization.visualize_image_attr(
         np.ones(picture.shape[:2]) if mask is None or blank else mask,
         picture,
@@ -293,7 +382,8 @@ def _draw(
         sign="positive",
         plt_fig_axis=(figure, axis),
         outlier_perc=0,
-        cmap="jet",
+        cmap=style.colormap,
+        alpha_overlay=style.alpha,
         title=title,
         use_pyplot=False,
     )

@@ -232,7 +232,7 @@ def test_the_methods_and_the_metrics_are_listed(capsys):
         (["--out", "x.png"], "unrecognized arguments: --out"),
         (["--output", ""], "argument --output: must not be empty (try captum-unioncam"),
         (["--json", ""], "argument --json: must not be empty (try captum-unioncam"),
-        (["--output", "x.jpg"], "--output must end with .png, got 'x.jpg'"),
+        (["--output", "x.jpg"], "--output must end with .png, .pdf, .svg, or with /"),
         (["--output", "no/such/folder.png"], "folder.png cannot be written: No such"),
         (["--json", "no/such/folder.json"], "folder.json cannot be written: No such"),
         (["--json", "."], ". cannot be written: it is not a file"),
@@ -318,6 +318,6 @@ def test_a_layer_of_several_tensors_is_refused(monkeypatch, cat, capsys):
     assert main(["explain", cat, "--layer", "layer4.split", "--max-channels", "1"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith(
-        "--layer layer4.split: it has several tensors; choose another"
+        "--layer layer4.split: `layer` has several tensors; choose another"
     )
     assert not os.listdir(".")

@@ -51,6 +51,8 @@ def a_value(field):
         return "3", 3
     if kind is float:
         return "0.5", 0.5
+    if rules["positional"]:
+        return "one, two", ("one, two",)
     if kind == tuple[str, ...]:
         return "one, two,one", ("one", "two")
     if kind == tuple[float, ...]:
@@ -151,7 +153,7 @@ def test_the_help_lists_the_commands_and_the_version_is_printed(capsys):
 def test_the_help_shows_every_default_and_every_choice(command, field, help_of):
     name = field.name if field.metadata["positional"] else typed(field)
     shown = help_of(command)
-    place = "IMAGE" if name == "image" else name
+    place = "IMAGE" if name == "images" else name
     text = shown[place]
     assert text.startswith(field.metadata["help"])
     for choice in field.metadata["choices"]:
@@ -225,7 +227,7 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_the_option(
         (["explian"], "argument COMMAND: invalid choice: 'explian'"),
         (["evaluate"], "the following arguments are required: --data, --output"),
         (["explain", "--max", "3"], "unrecognized arguments: --max (try"),
-        (["explain", "a.png", "b.png"], "unrecognized arguments: b.png"),
+        (["explain", "a.png", ""], "argument IMAGE: must not be empty (try captum-un"),
         (["explain", "--theta"], "argument --theta: expected one argument"),
         (
             ["explain", "--mean", "0.5;0.5"],

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from captum_unioncam.evaluation.methods import METHODS
-from captum_unioncam.visualization import overlays, panels
+from captum_unioncam.visualization import overlay_images, overlays, panels
 
 matplotlib.use("Agg")
 
@@ -527,3 +527,104 @@ def test_notes_stay_in_their_panels(count):
         box = note.get_window_extent()
         assert panel.x0 <= box.x0 and box.x1 <= panel.x1
         assert panel.y0 <= box.y0 and box.y1 <= panel.y1
+
+
+# Names, colours and pixels
+
+
+def test_rows_have_names():
+    images, maps = torch.rand(3, 3, 64, 64), named_maps(3, 2)
+    names = ["282 tiger cat", "207 golden retriever of a very long name, 0.93", "one"]
+    figure = panels(images, maps, names=names)
+    assert len(figure.axes) == 9
+    shown = [axis.get_ylabel() for axis in figure.axes]
+    assert [" ".join(name.split()) for name in shown[::3]] == names
+    assert not any(shown[1::3] + shown[2::3])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    width, height = canvas.get_width_height()
+    boxes = [(a.get_ylabel(), a.yaxis.label.get_window_extent()) for a in figure.axes]
+    boxes = [(name, box) for name, box in boxes if name]
+    assert not overlapping(boxes)
+    for name, box in boxes:
+        assert -1 <= box.x0 and box.x1 <= width + 1, name
+        assert -1 <= box.y0 and box.y1 <= height + 1, name
+        panels_of = [("panel", a.get_window_extent()) for a in figure.axes]
+        assert not any(overlapping([(name, box), panel]) for panel in panels_of)
+
+
+def test_the_name_of_a_single_image_is_left_of_its_first_row():
+    figure = panels(torch.rand(1, 3, 8, 8), named_maps(1, 7), names=["cat"])
+    assert [axis.get_ylabel() for axis in figure.axes] == ["cat", *[""] * 7]
+
+
+@pytest.mark.parametrize("names", [[], ["one"], "ab", ["one", "two", "three"]])
+def test_names_are_one_for_each_image(names):
+    with pytest.raises(ValueError, match="`names` must be one for each of 2 images"):
+        panels(torch.rand(2, 3, 8, 8), named_maps(2, 1), names=names)
+
+
+def test_an_overlay_image_is_the_image_under_the_colours_of_its_mask():
+    images = torch.tensor([0.0, 0.2, 0.6, 1.0]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+    maps = torch.tensor([[[[0.0, 2], [4, 1]]]])
+    found = overlay_images(images, maps, colormap="gray", alpha=0.25)
+    assert found.dtype == np.uint8 and found.shape == (1, 2, 2, 3)
+    # 255 * (0.75 * image + 0.25 * mask), of the masks 0, 1/2, 1 and 1/4.
+    grey = [0, round(255 * 0.275), round(255 * 0.7), round(255 * 0.8125)]
+    assert np.abs(found[0, ..., 0].ravel() - np.array(grey)).max() <= 1
+    assert (found == found[..., :1]).all()
+
+
+def test_overlay_images_have_the_size_of_the_images_and_their_colours():
+    images, maps = torch.rand(2, 3, 30, 20), torch.rand(2, 1, 3, 2)
+    plain = (255 * images).round().byte().permute(0, 2, 3, 1).numpy()
+    bare = overlay_images(normalised(images), maps, mean=MEAN, std=STD, alpha=0)
+    assert np.abs(bare.astype(int) - plain).max() <= 1
+    colours = overlay_images(images, maps, alpha=1)
+    axis, _ = overlays(images, maps).axes
+    mask = drawn(axis)[-1]
+    expected = 255 * matplotlib.colormaps["jet"](mask)[..., :3]
+    assert np.abs(colours[0] - expected).max() <= 1
+    grey = overlay_images(images[:, :1], maps, alpha=0)
+    assert (grey == plain[..., :1]).all()
+    assert overlay_images(images[:0], maps[:0]).shape == (0, 30, 20, 3)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, torch.nan, torch.inf])
+def test_a_blank_map_leaves_the_pixels_of_its_image(value):
+    images, maps = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 2, 2)
+    maps[1] = value
+    plain = (255 * images).round().byte().permute(0, 2, 3, 1).numpy()
+    found = overlay_images(images, maps)
+    assert (found[1] == plain[1]).all() and not (found[0] == plain[0]).all()
+
+
+def test_figures_have_the_colours_that_they_are_given():
+    images, maps = torch.rand(1, 3, 8, 8), torch.rand(1, 1, 2, 2)
+    options = {"colormap": "viridis", "alpha": 0.75}
+    for axis in (
+        overlays(images, maps, **options).axes[0],
+        panels(images, {"map": maps}, **options).axes[1],
+    ):
+        assert axis.images[-1].get_cmap().name == "viridis"
+        assert axis.images[-1].get_alpha() == 0.75
+
+
+@pytest.mark.parametrize("draw", [overlays, overlay_images])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"colormap": "virids"},
+            "`colormap` must be .*'virids'; did you mean 'viridis",
+        ),
+        ({"alpha": 1.5}, r"`alpha` must be a finite number in \[0, 1\], got 1.5"),
+        (
+            {"mean": 0.9, "std": 0.5},
+            r"`inputs` must be in \[0, 1\] after undoing `mean` and `std`, got values",
+        ),
+    ],
+)
+def test_wrong_colours_and_statistics_are_refused(draw, options, message):
+    with pytest.raises(ValueError, match=message):
+        draw(torch.rand(1, 3, 8, 8), torch.rand(1, 1, 2, 2), **options)

@@ -1,8 +1,8 @@
 """The command ``captum-unioncam``.
 
 Exit codes: 0 if all went well, 2 if it could not do what it was asked for (one line on
-stderr), 3 if an evaluation ended but some images or methods failed, or have a metric
-that is undefined everywhere, 130 after Ctrl-C. Files are written whole or not at all.
+stderr), 3 if it ended but some images or methods failed, or have a metric that is
+undefined everywhere, 130 after Ctrl-C. Files are written whole or not at all.
 Standard output holds the result alone; what libraries print goes to stderr. With
 ``CAPTUM_UNIONCAM_TRACEBACK=1`` in the environment, an error shows where it is from.
 

@@ -9,12 +9,14 @@ from captum_unioncam.evaluation.config import PRESETS, EvaluationConfig
 
 @dataclass(frozen=True)
 class ExplainOptions(ModelOptions):
-    """What to explain, and where to put the picture."""
+    """What to explain, and where to put the pictures."""
 
-    image: str | None = option(
-        "image file (default: scikit-image's photograph of the cat Chelsea)",
+    images: tuple[str, ...] | None = option(
+        "image files, folders of them, or - for one on standard input (default: "
+        "scikit-image's photograph of the cat Chelsea)",
         None,
         positional=True,
+        metavar="IMAGE",
     )
     layer: str | None = option(
         "dotted name of the layer (default: the last spatial activation)",
@@ -26,6 +28,20 @@ class ExplainOptions(ModelOptions):
         "if there are 1,000 (default: the predicted class)",
         None,
         metavar="CLASS",
+    )
+    top_k: int = option(
+        "explain this many classes of each image, those of the highest scores, in a "
+        "row each",
+        1,
+        low=1,
+        high=20,
+        metavar="K",
+    )
+    score: str = option(
+        "what gains and weights are made of: by logits, also classes that the model "
+        "does not predict have a map that says something",
+        "probability",
+        choices=("probability", "logit"),
     )
     methods: tuple[str, ...] | None = option(
         "methods to compare, one panel each, with commas, in any case; all stands for "
@@ -55,9 +71,27 @@ class ExplainOptions(ModelOptions):
     device: str | None = option(
         "device of torch (default: cuda where there is one, else cpu)", None
     )
-    output: str = option("picture to write", "unioncam.png", metavar="PNG")
+    batch_size: int = option("images explained together", 1, low=1, metavar="N")
+    output: str = option(
+        "picture to write, .png, .pdf or .svg; or a folder, for one PNG for each image",
+        "unioncam.png",
+        metavar="FILE|FOLDER",
+    )
+    overlay_only: bool = option(
+        "write the image under the colours of one map, at the image's own size, "
+        "without titles and margins",
+        False,
+    )
+    colormap: str = option("colour map of matplotlib", "jet", metavar="NAME")
+    alpha: float = option("share of the colours over the image", 0.5, low=0, high=1)
+    maps: str | None = option(
+        "write the raw maps, the targets and the gains for numpy.load (default: none)",
+        None,
+        metavar="FILE.npz",
+    )
     json: str | None = option(
-        "write the result as JSON, - for stdout (default: no JSON)",
+        "write the result as JSON, - for stdout; a list if the output is a folder "
+        "(default: no JSON)",
         None,
         metavar="FILE|-",
     )
@@ -106,9 +140,10 @@ class Command(NamedTuple):
 # By name, which is also the module's that runs it.
 COMMANDS = {
     "explain": Command(
-        "show where a model sees its class in an image",
+        "show where a model sees its class in images",
         "Shows where a model sees its class in an image: UnionCAM, its component maps, "
-        "and their scores; or the maps of several methods.",
+        "and their scores; or the maps of several methods. Several images, or a "
+        "folder of them, need a folder as --output.",
         ExplainOptions,
     ),
     "evaluate": Command(

@@ -7,6 +7,7 @@ from dataclasses import Field
 from typing import Any, NoReturn
 
 from captum_unioncam import __version__
+from captum_unioncam._checks import check_text
 from captum_unioncam._options import check_option, kind_of
 from captum_unioncam.cli.options import COMMANDS
 from captum_unioncam.errors import UserError
@@ -19,6 +20,8 @@ def parse(program: str, arguments: Sequence[str] | None) -> tuple[str, dict[str,
         UserError: If the command line is wrong.
     """
     given = vars(_parser(program).parse_args(arguments))
+    # Positional arguments come as lists.
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return given.pop("command"), given
 
 
@@ -63,7 +66,7 @@ def _add_option(parser: argparse.ArgumentParser, field: "Field[Any]") -> None:
         arguments["type"] = _reader(field)
         arguments["metavar"] = rules["metavar"] or name.upper()
     if rules["positional"]:
-        parser.add_argument(field.name, nargs="?", **arguments)
+        parser.add_argument(field.name, nargs="*", **arguments)
     else:
         if rules["const"] is not None:
             arguments |= {"nargs": "?", "const": rules["const"]}
@@ -91,7 +94,7 @@ def _reader(field: "Field[Any]") -> Callable[[str], Any]:
     kind = kind_of(field)
 
     def read(text: str) -> Any:
-        if kind == tuple[str, ...]:
+        if kind == tuple[str, ...] and not field.metadata["positional"]:
             return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
         value: Any = text
         if kind == tuple[float, ...]:
@@ -108,6 +111,8 @@ def _reader(field: "Field[Any]") -> Callable[[str], Any]:
                 message = f"must be {number}, got {text!r}"
                 raise argparse.ArgumentTypeError(message) from None
         try:
+            if kind == tuple[str, ...]:
+                check_text("value", value)
             check_option(field, value, "value")
         except (TypeError, ValueError) as error:
             message = f"{error}".removeprefix("`value` ").rstrip(".")

@@ -272,14 +272,18 @@ def _file_content(path: str, what: str) -> bytes:
         raise DataError(f"{what} ({one_line(error)})") from error
 
 
-def read_image(path: str) -> Image.Image:
+def read_image(path: str, content: bytes | None = None) -> Image.Image:
     """Reads an image file as RGB, upright.
+
+    Args:
+        path (str): The file.
+        content (bytes, optional): What it holds, if it was read already. Default: None
 
     Raises:
         DataError: If it cannot be read, or is too large.
     """
     try:
-        return _decoded(Path(path).read_bytes())
+        return _decoded(Path(path).read_bytes() if content is None else content)
     except DataError as error:
         raise DataError(f"{path} {error}") from error
     except OSError as error:
