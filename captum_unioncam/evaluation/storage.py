@@ -26,8 +26,10 @@ WEIGHTS = "weights_digest"
 # What a difference of digests means.
 CHANGED = {
     WEIGHTS: "the values of the weights have changed",
+    "architecture": "the model's modules, or their source, have changed",
     "code": "the source of captum_unioncam has changed",
     "names": "the names of the images have changed",
+    "objects": "the content of the file of objects' names has changed",
     "sources": "the source of {} has changed",
     "measures": "the source of {} has changed",
     "versions": "{} is another version",
