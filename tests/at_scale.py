@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from captum_unioncam._files import strict_json
+from captum_unioncam.evaluation.measuring import CURVE_DIGITS
 from captum_unioncam.evaluation.report import write_report
 from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.storage import finished_rows, read_maps, read_rows
@@ -21,12 +22,8 @@ METRICS = ("drop", "complexity", "increase", "insertion", "deletion", "energy")
 SIDE = 7  # of a map
 
 
-def made_up_row(index: int, method: str, steps: int, draw: random.Random) -> Row:
-    """Returns a row of the runner's form, whose numbers are random."""
-
-    def curve() -> list[float]:
-        return [draw.random() for _ in range(steps + 1)]
-
+def head(index: int, method: str) -> Row:
+    """Returns what a row of the runner says first."""
     return {
         "index": index,
         "id": f"val/n{index // 50:08}/ILSVRC2012_val_{index + 1:08}.JPEG",
@@ -34,8 +31,17 @@ def made_up_row(index: int, method: str, steps: int, draw: random.Random) -> Row
         "target": index // 50,
         "target_name": f"class {index // 50}",
         "method": method,
+    }
+
+
+def tail(steps: int, draw: random.Random) -> Row:
+    """Returns what a row says then, in random numbers."""
+    curves = [
+        [round(draw.random(), CURVE_DIGITS) for _ in range(steps + 1)] for _ in range(2)
+    ]
+    return {
         "metrics": {name: draw.random() for name in METRICS},
-        "curves": {"insertion": curve(), "deletion": curve()},
+        "curves": dict(zip(("insertion", "deletion"), curves, strict=True)),
         "constant_map": False,
         "broken_map": False,
         "map": [[round(draw.random(), 5) for _ in range(SIDE)] for _ in range(SIDE)],
@@ -47,28 +53,22 @@ def made_up_row(index: int, method: str, steps: int, draw: random.Random) -> Row
 def write_rows(folder: Path, images: int, methods: list[str], steps: int) -> None:
     """Writes the files of rows of several processes.
 
-    Numbers repeat after some rows, which reading does not notice, and is far faster.
+    The numbers repeat after some rows, which saves most of the time.
     """
     draw = random.Random(0)
-    lines = []
-    for _ in range(997):
-        text = strict_json(made_up_row(0, "", steps, draw))
-        lines.append(text[text.index('"metrics"') :])
+    tails = [strict_json(tail(steps, draw))[1:] for _ in range(997)]
     for process in range(PROCESSES):
         with (folder / f"rows-{process:05d}.jsonl").open("w") as file:
             for index in range(process, images, PROCESSES):
                 for number, method in enumerate(methods):
-                    head = made_up_row(index, method, 0, draw)
-                    for name in ("metrics", "curves", "map", "seconds"):
-                        head.pop(name)
-                    start = strict_json(dict(list(head.items())[:6]))[:-1]
-                    rest = lines[(index * len(methods) + number) % len(lines)]
+                    start = strict_json(head(index, method))[:-1]
+                    rest = tails[(index * len(methods) + number) % len(tails)]
                     file.write(f"{start}, {rest}\n")
 
 
 def stages(folder: Path, images: int, methods: list[str]) -> Iterator[tuple[str, Any]]:
     """Yields what happens to the rows, in the order of an evaluation's end."""
-    names = [made_up_row(i, "", 0, random.Random(0))["id"] for i in range(images)]
+    names = [head(index, "")["id"] for index in range(images)]
     places = {name: place for place, name in enumerate(names)}
     context = {"command": "", "config": {}, "hardware": "", "images": images, "seed": 0}
     context |= {"methods": methods, "metrics": list(METRICS), "versions": {}}
@@ -81,12 +81,15 @@ def stages(folder: Path, images: int, methods: list[str]) -> Iterator[tuple[str,
 
 
 def storage(folder: Path, images: int, count: int, steps: int) -> str:
-    """Returns the seconds and the peak memory of each stage, as a table in Markdown."""
+    """Returns the seconds and the peak memory of each stage, as a table in Markdown.
+
+    Every stage is one thread, so that its seconds are the processor's."""
     methods = [f"method{i}" for i in range(count)]
     write_rows(folder, images, methods, steps)
     size = sum(path.stat().st_size for path in folder.glob("*.jsonl")) / 2**30
     lines = [f"{images} images x {count} methods, {steps} steps, {size:.2f} GiB", ""]
     lines += ["| stage | seconds | peak memory, GiB |", "| --- | ---: | ---: |"]
+    lines.append(f"| before: torch and the package | | {peak_gib():.2f} |")
     total = 0.0
     for name, run in stages(folder, images, methods):
         seconds = timed(run)
@@ -96,10 +99,10 @@ def storage(folder: Path, images: int, count: int, steps: int) -> str:
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Returns the seconds of a run, whose result is dropped."""
-    start = time.perf_counter()
+    """Returns the processor's seconds of a run, whose result is dropped."""
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def peak_gib() -> float:

@@ -148,7 +148,7 @@ class Images(Dataset[Item]):
     """
 
     def __init__(
-        self, entries: Sequence[Entry], preprocess: Callable[[Image.Image], Tensor]
+        self, entries: Sequence[Any], preprocess: Callable[[Image.Image], Tensor]
     ) -> None:
         self.entries: Sequence[Any] = entries
         self.preprocess = preprocess

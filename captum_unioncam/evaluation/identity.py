@@ -108,7 +108,8 @@ def weights_digest(model: Module) -> str:
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         flat = value.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy())
+        content: Any = flat.view(torch.uint8).numpy()
+        digest.update(content)
     return digest.hexdigest()[:DIGEST_LENGTH]
 
 

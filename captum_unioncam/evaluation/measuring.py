@@ -19,6 +19,7 @@ from captum_unioncam.evaluation.task import Task
 from captum_unioncam.models import classes_named
 
 MAP_DIGITS = 5
+CURVE_DIGITS = 6  # of confidences, for a plot; their areas are exact
 SEEDS = 1_000_003  # apart, so that images do not share the noise of another run
 
 
@@ -190,7 +191,7 @@ def _measured(
             "method": label,
             "metrics": {n: v[i].item() for n, (v, _) in values.items()},
             "curves": {
-                n: curve[i].tolist()
+                n: [round(value, CURVE_DIGITS) for value in curve[i].tolist()]
                 for n, (_, curve) in values.items()
                 if curve is not None
             },

@@ -64,8 +64,8 @@ def check_own(config: EvaluationConfig, model: Any, dataset: Any) -> None:
         is_class = isinstance(model, type)
         kind = f"the {model.__name__} class" if is_class else f"{model!r}"
         raise ConfigError(
-            f"`model` must be a torch.nn.Module or a Classifier, got {kind:.80}; a name "
-            "goes into EvaluationConfig(model=...)"
+            f"`model` must be a torch.nn.Module or a Classifier, got {kind:.80}; a "
+            "name goes into EvaluationConfig(model=...)"
         )
     if model is not None and config.weights != "default":
         raise ConfigError(
@@ -203,7 +203,8 @@ class Parts(NamedTuple):
             if values is not None:
                 digest.update(f"{values.dtype} {tuple(values.shape)}\n".encode())
                 flat = values.detach().cpu().contiguous().flatten()
-                digest.update(flat.view(torch.uint8).numpy())
+                content: Any = flat.view(torch.uint8).numpy()
+                digest.update(content)
         return digest.hexdigest()[:DIGEST_LENGTH]
 
 

@@ -147,10 +147,9 @@ def evaluate(
         known = {**known, WEIGHTS: _weights_of_all(task, process)}
         process.run_first(partial(check_folder, folder, known, resume))
         chosen = _chosen(len(entries), config)
-        finished = _checked_finished(task, process, entries, chosen, folder)
+        remaining = _remaining(task, process, entries, chosen, folder)
         process.run_first(partial(begin_folder, folder, known))
         images = own.images or Images(entries, task.classifier.preprocess)
-        remaining = _remaining(task, entries, chosen, finished)
         share = process.shard(list(remaining))
 
         def run() -> None:
@@ -255,11 +254,13 @@ def _chosen(count: int, config: EvaluationConfig) -> list[int]:
 
 def _remaining(
     task: Task,
+    process: Processes,
     entries: Sequence[Listed],
     chosen: Sequence[int],
-    finished: set[tuple[str, str]],
+    folder: Path,
 ) -> dict[int, list[str]]:
     """Returns the methods that are still to run, for the images that have some."""
+    finished = _checked_finished(task, process, entries, chosen, folder)
     remaining = {}
     for index in chosen:
         name = entries[index].name
@@ -301,12 +302,9 @@ def _run(
 
 def _check_complete(task: Task, names: Sequence[str], rows: Sequence[Row]) -> None:
     """Refuses to report on rows of which some are missing."""
-    done = {(row["id"], row["method"]) for row in rows}
-    missing = sum(
-        (name, None) not in done and (name, label) not in done
-        for name in names
-        for label in task.methods
-    )
+    # There is one row for each image and method, or one for an image that failed.
+    failed = sum(row["method"] is None for row in rows)
+    missing = (len(names) - failed) * len(task.methods) - (len(rows) - failed)
     if missing:
         raise ConfigError(
             f"`output`: {missing} rows are missing; all processes must write to one "

