@@ -1,9 +1,11 @@
 """The benchmark program: the parts that need neither the peers nor a clock."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import at_scale
 import benchmark
 import pytest
 import torch
@@ -97,3 +99,13 @@ def test_the_readme_has_a_row_for_each_odd_model():
     cells = [row.strip("| ").split(" | ") for row in table]
     assert [row[0] for row in cells] == list(SITUATIONS)
     assert all(row[1:5] == ["right"] * 4 for row in cells)
+
+
+def test_rows_that_are_made_up_are_reported(tmp_path):
+    table = at_scale.storage(tmp_path, 20, 2, 3)
+    lines = table.splitlines()
+    assert lines[0].startswith("20 images x 2 methods, 3 steps, ")
+    assert len(lines) == 2 + 2 + 1 + 4 + 1
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    for name in at_scale.METRICS:
+        assert report["results"]["method1"][name]["n"] == 20

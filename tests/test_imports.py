@@ -159,10 +159,13 @@ def test_private_and_heavy_packages_have_few_users(path):
     if name != "_captum":
         private = ("captum._utils", "captum.attr._utils", "captum.log")
         assert not uses(path, *private), "private names"
-    if name != "evaluation.data" and name.partition(".")[0] != "models":
+    torchvisions = ("evaluation.data", "evaluation.sources")
+    if name not in torchvisions and name.partition(".")[0] != "models":
         assert not uses(path, "torchvision")
     if name not in ("models.from_timm", "models.from_hf"):
         assert not uses(path, "timm", "transformers")
+    if name != "evaluation.sources":
+        assert not uses(path, "pycocotools")
     if name != "evaluation.distributed":
         assert not uses(path, "torch.distributed")
     drawing = ("visualization", "explanation", "evaluation.figures")

@@ -10,6 +10,15 @@ from captum_unioncam.errors import ConfigError
 
 PREPROCESSINGS = ("model", "unit")
 TARGETS = ("predicted", "label")
+BOXES = ("any", "target")
+
+# What is given to `evaluate` in place of the name that an option takes.
+NOT_A_NAME = {
+    "data": "a data set of your own is given as evaluate(config, dataset=...), and "
+    "`data` names it",
+    "model": "a network of your own is given as evaluate(config, model=...)",
+    "layer": "give its dotted name, as in model.named_modules()",
+}
 
 # Options that do not change a row.
 FREE = ("output", "resume", "workers", "device")
@@ -23,7 +32,9 @@ class EvaluationConfig(ModelOptions):
         ConfigError: If an option has a wrong value.
     """
 
-    data: str = option("imagefolder:DIR, imagenet:DIR or voc2007:DIR")
+    data: str = option(
+        "imagefolder:DIR, imagenet:DIR, voc2007:DIR or coco:IMAGES,ANNOTATIONS"
+    )
     output: str = option("folder of the results; created if it does not exist")
     layer: str | None = option(
         "dotted name (default: the last spatial activation)", None
@@ -52,6 +63,17 @@ class EvaluationConfig(ModelOptions):
         "which is an index, a class name, or a WordNet id if there are 1,000 classes",
         "predicted",
         choices=TARGETS,
+    )
+    boxes: str = option(
+        "boxes for the metrics that need them: of any object, or of the target, the "
+        "explained class alone, by its name, its WordNet id or object_names",
+        "any",
+        choices=BOXES,
+    )
+    object_names: str | None = option(
+        "JSON file of a list of objects' names for each class index, for the boxes of "
+        "the target (default: the model's own names and WordNet ids)",
+        None,
     )
     preprocessing: str = option(
         "the model's own, or unit: 224 x 224, scaled to [0, 1], no mean and std",
@@ -85,6 +107,12 @@ class EvaluationConfig(ModelOptions):
     )
 
     def __post_init__(self) -> None:
+        for name, advice in NOT_A_NAME.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name == "layer"):
+                raise ConfigError(
+                    f"`{name}` must be text, got a {type(value).__name__}; {advice}"
+                )
         check_options(self)
         changed = [name for name in self.metadata if name != "categories"]
         if self.preprocessing != "model" and changed:

@@ -1,4 +1,4 @@
-"""Images to evaluate on: folders, ImageNet and VOC 2007.
+"""Images to evaluate on, from their files to what a model sees.
 
 An image that cannot be read becomes an item with the reason, and the run continues.
 """
@@ -11,17 +11,18 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import datasets, transforms
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+from torchvision import transforms
 
+from captum_unioncam._files import strict_json
 from captum_unioncam.errors import DataError, one_line
-from captum_unioncam.evaluation.annotations import Box, voc_boxes
+from captum_unioncam.evaluation.annotations import Box, Object, voc_objects
 
 # Models crop to a square after they bring the shorter side to some 256 pixels: a very
 # long image would take a lot of memory and show almost nothing.
@@ -39,27 +40,60 @@ class Entry:
         name (str): Path in the data set, which identifies the image.
         path (str): The file.
         label (str or None): Name, index or WordNet id of the class, if it is known.
-        annotation (str or None): VOC's file of boxes.
+        annotation (str or None): The file of its boxes, in VOC's XML.
+        objects (tuple[Object, ...] or None): Its boxes, where they have no such file.
     """
 
     name: str
     path: str
     label: str | None = None
     annotation: str | None = None
+    objects: tuple[Object, ...] | None = None
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether it is known where objects are in the image, or that none are."""
+        return self.annotation is not None or self.objects is not None
 
     def read(self) -> tuple[bytes, bytes | None]:
-        """Returns the contents of the image's file and of the annotation's.
+        """Returns the content of the image's file, and its annotation.
 
         Raises:
             DataError: If they cannot be read; the message leaves their paths out.
         """
         image = _file_content(self.path, "the file cannot be read as an image")
+        return image, self._read_annotation()
+
+    def _read_annotation(self) -> bytes | None:
+        if self.objects is not None:
+            return strict_json(self.objects).encode()
         if self.annotation is None:
-            return image, None
+            return None
         name = Path(self.annotation).name
-        return image, _file_content(
-            self.annotation, f"the annotation {name} cannot be read"
-        )
+        return _file_content(self.annotation, f"the annotation {name} cannot be read")
+
+    def objects_in(self, annotation: bytes | None) -> Sequence[Object] | None:
+        """Returns the objects of the annotation that was read, or None without one."""
+        if self.objects is not None or annotation is None:
+            return self.objects
+        return voc_objects(annotation, f"{self.annotation}")
+
+    def object_names(self) -> list[str]:
+        """Returns the names of its objects.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        objects = self.objects_in(self._read_annotation())
+        return [name for name, _ in objects or ()]
+
+    def digest(self) -> str:
+        """Returns the digest of its files as they are now.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        return file_digest(*self.read())
 
 
 @dataclass(frozen=True)
@@ -73,8 +107,9 @@ class Item:
         label (str or None): Name, index or WordNet id of the class, if it is known.
         file (str or None): The digest of the file; see :func:`file_digest`.
         masks (Tensor or None): The inside of each box, bool, (boxes, H, W); None for
-            data sets without boxes.
+            images without an annotation.
         error (str or None): Why there is no image.
+        objects (tuple[str, ...]): The name of the object in each box.
     """
 
     index: int
@@ -84,6 +119,24 @@ class Item:
     file: str | None = None
     masks: Tensor | None = None
     error: str | None = None
+    objects: tuple[str, ...] = ()
+
+
+class Listed(Protocol):
+    """An image that a data set lists; what it has beside its name may be read late."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def label(self) -> str | None: ...
+
+    @property
+    def has_boxes(self) -> bool: ...
+
+    def object_names(self) -> list[str]: ...
+
+    def digest(self) -> str: ...
 
 
 class Images(Dataset[Item]):
@@ -95,9 +148,9 @@ class Images(Dataset[Item]):
     """
 
     def __init__(
-        self, entries: Sequence[Entry], preprocess: Callable[[Image.Image], Tensor]
+        self, entries: Sequence[Any], preprocess: Callable[[Image.Image], Tensor]
     ) -> None:
-        self.entries = entries
+        self.entries: Sequence[Any] = entries
         self.preprocess = preprocess
 
     def __len__(self) -> int:
@@ -121,12 +174,15 @@ class Images(Dataset[Item]):
         except DataError as error:
             raise DataError(f"the file {error}") from error
         inputs = self.preprocess(image)
+        objects = entry.objects_in(annotation)
         masks = None
-        if annotation is not None:
-            boxes = voc_boxes(annotation, f"{entry.annotation}")
-            masks = self._shown_boxes(image.size, boxes, inputs)
+        if objects is not None:
+            masks = self._shown_boxes(image.size, [o.box for o in objects], inputs)
+        names = tuple(o.name for o in objects or ())
         digest = file_digest(content, annotation)
-        return Item(index, entry.name, inputs, entry.label, digest, masks)
+        return Item(
+            index, entry.name, inputs, entry.label, digest, masks, objects=names
+        )
 
     def _shown_boxes(
         self, size: tuple[int, int], boxes: Sequence[Box], inputs: Tensor
@@ -146,83 +202,6 @@ class Images(Dataset[Item]):
         return masks
 
 
-def open_data(spec: str) -> list[Entry]:
-    """Lists the images of a data set, in a fixed order.
-
-    Args:
-        spec (str): ``imagefolder:DIR``, a folder of images, or of one folder for each
-            class; ``imagenet:DIR``, the validation images in torchvision's layout;
-            ``voc2007:DIR``, the test images with boxes in torchvision's layout.
-
-    Raises:
-        DataError: If there is no such data set, or no image in it.
-    """
-    kind, _, folder = spec.partition(":")
-    if kind not in SOURCES or not folder:
-        known = ", ".join(f"{name}:DIR" for name in SOURCES)
-        raise DataError(f"`data` must be one of {known}, got {spec!r}")
-    if not Path(folder).is_dir():
-        raise DataError(f"`data`: there is no folder {folder!r}")
-    try:
-        entries = SOURCES[kind](Path(folder))
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"`data`: {spec} cannot be read ({one_line(error)})") from error
-    if not entries:
-        extensions = ", ".join(IMG_EXTENSIONS)
-        raise DataError(f"`data`: there is no image ({extensions}) in {folder!r}")
-    return entries
-
-
-def _image_folder(root: Path) -> list[Entry]:
-    """Images of one folder, which have no label, or of a folder for each class.
-
-    Hidden folders, and files that are no images by their names, are left out.
-    """
-    shown = [path for path in root.iterdir() if not path.name.startswith(".")]
-    files = sorted(
-        path
-        for path in shown
-        if path.is_file() and has_file_allowed_extension(path.name, IMG_EXTENSIONS)
-    )
-    if not any(path.is_dir() for path in shown):
-        return [Entry(path.name, str(path)) for path in files]
-    if files:
-        raise DataError(
-            f"`data`: {str(root)!r} holds images and folders; give a folder of images, "
-            "or of one folder for each class (with the output elsewhere)"
-        )
-    folders = datasets.ImageFolder(str(root), allow_empty=True)
-    return [
-        Entry(Path(path).relative_to(root).as_posix(), path, folders.classes[label])
-        for path, label in folders.samples
-        if not folders.classes[label].startswith(".")
-    ]
-
-
-def _imagenet(root: Path) -> list[Entry]:
-    data = datasets.ImageNet(str(root), split="val")
-    # By WordNet ids: where folders are missing, the numbers are not the model's.
-    return [
-        Entry(Path(path).relative_to(root).as_posix(), path, data.wnids[label])
-        for path, label in data.samples
-    ]
-
-
-def _voc2007(root: Path) -> list[Entry]:
-    data = datasets.VOCDetection(str(root), year="2007", image_set="test")
-    return [
-        Entry(Path(image).name, image, annotation=annotation)
-        for image, annotation in zip(data.images, data.annotations, strict=True)
-    ]
-
-
-SOURCES: dict[str, Callable[[Path], list[Entry]]] = {
-    "imagefolder": _image_folder,
-    "imagenet": _imagenet,
-    "voc2007": _voc2007,
-}
-
-
 def file_digest(image: bytes, annotation: bytes | None = None) -> str:
     """Returns a digest of an image's file: its size and its content.
 
@@ -234,12 +213,12 @@ def file_digest(image: bytes, annotation: bytes | None = None) -> str:
 
 
 def check_unchanged(
-    entries: Sequence[Entry], files: Mapping[str, Collection[str]]
+    entries: Sequence[Listed], files: Mapping[str, Collection[str]]
 ) -> None:
     """Refuses to continue a run of which an image has changed.
 
     Args:
-        entries (Sequence[Entry]): Images of the data set.
+        entries (Sequence[Listed]): Images of the data set.
         files (Mapping[str, Collection[str]]): The digests of the files that the rows of
             an image came from, by its name.
 
@@ -250,7 +229,7 @@ def check_unchanged(
         if entry.name not in files:
             continue
         try:
-            digest = file_digest(*entry.read())
+            digest = entry.digest()
         except DataError as error:
             raise DataError(f"`data`: {entry.name}: {error}") from error
         if set(files[entry.name]) != {digest}:
@@ -338,4 +317,24 @@ def unit_range(side: int) -> Callable[[Image.Image], Tensor]:
     """Returns the paper's preprocessing: a square, scaled to [0, 1], and no more."""
     steps = [transforms.Resize((side, side)), transforms.ToTensor()]
     preprocess: Callable[[Image.Image], Tensor] = transforms.Compose(steps)
+    return preprocess
+
+
+def plain_preprocessing(
+    shape: Sequence[int], black: Tensor, white: Tensor, dtype: torch.dtype
+) -> Callable[[Image.Image], Tensor]:
+    """Returns how an image looks in a shape, (C, H, W), between two colours.
+
+    It is grey where there are not three channels. ``black`` and ``white``, (C,), are
+    what a model sees of these two.
+    """
+    channels, *size = shape
+    grey = [] if channels == 3 else [transforms.Grayscale()]
+    steps = transforms.Compose([*grey, transforms.Resize(size), transforms.ToTensor()])
+    low, high = (values.double().view(-1, 1, 1) for values in (black, white))
+
+    def preprocess(image: Image.Image) -> Tensor:
+        shown: Tensor = low + steps(image) * (high - low)
+        return shown.to(dtype)
+
     return preprocess

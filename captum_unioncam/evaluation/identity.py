@@ -7,6 +7,7 @@ edited method would continue a table that they do not belong to.
 import functools
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.nn import Module
 import captum_unioncam
 from captum_unioncam._files import strict_json
 from captum_unioncam.evaluation.config import EvaluationConfig
-from captum_unioncam.evaluation.data import Entry
+from captum_unioncam.evaluation.data import Listed
 from captum_unioncam.evaluation.methods import Method
 from captum_unioncam.evaluation.metrics import METRICS
 
@@ -36,6 +37,9 @@ ROW_MODULES = (
     "evaluation/measuring.py",
     "evaluation/methods.py",
     "evaluation/metrics.py",
+    "evaluation/objects.py",
+    "evaluation/own.py",
+    "evaluation/sources.py",
     "evaluation/task.py",
 )
 
@@ -57,20 +61,24 @@ DIGEST_LENGTH = 32  # of 64 hexadecimal digits
 def identity(
     config: EvaluationConfig,
     methods: Mapping[str, tuple[Method, Mapping[str, Any]]],
-    entries: Sequence[Entry],
+    entries: Sequence[Listed],
 ) -> dict[str, Any]:
     """Returns what two runs must share, but for the weights, which are still to load.
 
     Args:
         config (EvaluationConfig): What to evaluate.
         methods (Mapping): The methods by label, with their options.
-        entries (Sequence[Entry]): The images of the data set.
+        entries (Sequence[Listed]): The images of the data set.
     """
     names = strict_json([entry.name for entry in entries])
     sources = {label: source_digest(m.attribution) for label, (m, _) in methods.items()}
     measures = {name: source_digest(METRICS[name].measure) for name in config.metrics}
+    objects = {}
+    if config.object_names is not None:
+        objects["objects"] = _digest([Path(config.object_names).read_bytes().hex()])
     return {
         **config.comparable(),
+        **objects,
         "files": len(entries),
         "names": _digest([names]),
         "code": package_digest(),
@@ -90,13 +98,27 @@ def package_versions(model: str) -> dict[str, str]:
     return {name: version(name) for name in (*VERSIONED, *own)}
 
 
+def model_digest(model: Module) -> str:
+    """Returns a digest of what a model does with its weights.
+
+    Of its modules as they describe themselves, and of the sources of their classes.
+    """
+    kinds = {type(module) for module in model.modules()}
+    sources = sorted(source_digest(kind) for kind in kinds)
+    return _digest([re.sub("0x[0-9a-f]+", "", f"{model}"), *sources])
+
+
 def weights_digest(model: Module) -> str:
-    """Returns a digest of the parameters and buffers of a model on the CPU."""
+    """Returns a digest of the parameters and buffers of a model."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):  # what a module adds to its state
+            digest.update(f"{name} {_constant(value)}\n".encode())
+            continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        flat = value.detach().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy())
+        flat = value.detach().cpu().contiguous().flatten()
+        content: Any = flat.view(torch.uint8).numpy()
+        digest.update(content)
     return digest.hexdigest()[:DIGEST_LENGTH]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_unioncam._confidence import confidence
 from captum_unioncam._maps import checked_maps, is_constant
 from captum_unioncam.errors import ConfigError, DataError, one_line
-from captum_unioncam.evaluation.data import Entry, Item
+from captum_unioncam.evaluation.data import Item, Listed
 from captum_unioncam.evaluation.metrics import METRICS, Batch, Measurement
 from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.storage import RowFile
@@ -19,6 +19,7 @@ from captum_unioncam.evaluation.task import Task
 from captum_unioncam.models import classes_named
 
 MAP_DIGITS = 5
+CURVE_DIGITS = 6  # of confidences, for a plot; their areas are exact
 SEEDS = 1_000_003  # apart, so that images do not share the noise of another run
 
 
@@ -84,7 +85,7 @@ def label_class(label: str | None, categories: list[str], count: int) -> int:
     return found[0]
 
 
-def check_labels(task: Task, entries: Sequence[Entry]) -> None:
+def check_labels(task: Task, entries: Sequence[Listed]) -> None:
     """Refuses to explain the labels of images of which none has one.
 
     Raises:
@@ -92,12 +93,10 @@ def check_labels(task: Task, entries: Sequence[Entry]) -> None:
     """
     if task.config.target != "label":
         return
-    with torch.no_grad():
-        count = task.forward_func(task.black).shape[1]
     reason = ""
     for entry in entries:
         try:
-            label_class(entry.label, task.classifier.categories, count)
+            label_class(entry.label, task.classifier.categories, task.classes)
             return
         except DataError as error:
             reason = reason or f"{entry.name}: {error}"
@@ -106,6 +105,18 @@ def check_labels(task: Task, entries: Sequence[Entry]) -> None:
         f"({reason}); name the folders by classes, indices or WordNet ids, or explain "
         "the predicted class"
     )
+
+
+def counted_masks(task: Task, image: TargetedImage) -> Tensor:
+    """Returns the inside of each box that counts, (boxes, H, W); there may be none."""
+    item = image.item
+    assert item.inputs is not None
+    if item.masks is None:
+        return torch.zeros(0, *item.inputs.shape[1:], dtype=torch.bool)
+    if task.config.boxes == "any":
+        return item.masks
+    counts = [image.target in task.objects.classes(name) for name in item.objects]
+    return item.masks[torch.tensor(counts, dtype=torch.bool)]
 
 
 class Batches:
@@ -126,7 +137,7 @@ class Batches:
                 torch.stack(inputs).to(task.device),
                 target=[image.target for image in images],
                 baselines=task.black,
-                masks=[item.masks for item in items if item.masks is not None],
+                masks=[counted_masks(task, image) for image in images],
                 steps=task.config.steps,
                 seeds=[task.config.seed * SEEDS + item.index for item in items],
             )
@@ -180,7 +191,7 @@ def _measured(
             "method": label,
             "metrics": {n: v[i].item() for n, (v, _) in values.items()},
             "curves": {
-                n: curve[i].tolist()
+                n: [round(value, CURVE_DIGITS) for value in curve[i].tolist()]
                 for n, (_, curve) in values.items()
                 if curve is not None
             },

@@ -117,8 +117,10 @@ def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     writer = csv.writer(buffer)
     writer.writerow(names)
     for row in rows:
-        values = {**row.get("metrics", {}), **row}
-        writer.writerow([_cell(values.get(name)) for name in names])
+        values = row.get("metrics", {})
+        writer.writerow(
+            [_cell(values[n] if n in values else row.get(n)) for n in names]
+        )
     return buffer.getvalue()
 
 

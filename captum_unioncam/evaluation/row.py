@@ -1,9 +1,11 @@
 """A row of an evaluation: what it holds, as it is written to a file and read again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
+
+_FLOATS = frozenset({float, type(None)})
 
 
 def _is_number(value: Any) -> bool:
@@ -11,6 +13,11 @@ def _is_number(value: Any) -> bool:
     if value is None or isinstance(value, float):
         return True
     return _is_count(value) and value.bit_length() < 64
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    """Returns whether all values are numbers: fast where they are floats or None."""
+    return _FLOATS.issuperset(map(type, values)) or all(map(_is_number, values))
 
 
 def _is_count(value: Any) -> bool:
@@ -29,18 +36,23 @@ def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or check(value)
 
 
-def _values_are(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Returns the check of a mapping, of which each value is checked."""
-    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+def _has_numbers(value: Any) -> bool:
+    """Returns whether a value is a mapping of which each value is a number."""
+    return isinstance(value, dict) and _are_numbers(value.values())
 
 
-def _items_are(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(check, value))
+def _has_curves(value: Any) -> bool:
+    """Returns whether a value is a mapping of which each value is a list of numbers."""
+    return isinstance(value, dict) and all(map(_is_curve, value.values()))
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, list) and _are_numbers(value)
 
 
 def _is_map(value: Any) -> bool:
     """Returns whether a value is rows of numbers, all of one length."""
-    if not _items_are(_items_are(_is_number))(value):
+    if not isinstance(value, list) or not all(map(_is_curve, value)):
         return False
     return len({len(line) for line in value}) == 1
 
@@ -56,8 +68,8 @@ MEASURED = {
     "method": _is_text,
     "target": _is_count,
     "target_name": _or_none(_is_text),
-    "metrics": _values_are(_is_number),
-    "curves": _values_are(_items_are(_is_number)),
+    "metrics": _has_numbers,
+    "curves": _has_curves,
     "seconds": _is_number,
     "forwards": _is_number,
     # The digest of the image's file, and whether the map has one value everywhere, or a
@@ -71,7 +83,7 @@ MEASURED = {
 OPTIONAL = {"map": _is_map}
 
 
-def check_row(value: Any) -> Row:
+def check_row(value: Any) -> dict[str, Any]:
     """Returns a value that is a row.
 
     Raises:
@@ -88,4 +100,5 @@ def check_row(value: Any) -> Row:
     for name, check in OPTIONAL.items():
         if name in value and not check(value[name]):
             raise ValueError(f"its {name!r} is of the wrong kind")
-    return value
+    checked: dict[str, Any] = value
+    return checked

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Module
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
@@ -23,7 +25,7 @@ from captum_unioncam._checks import check_choice
 from captum_unioncam.errors import ConfigError, one_line
 from captum_unioncam.evaluation.appendix import check_sanity, make_gallery
 from captum_unioncam.evaluation.config import EvaluationConfig
-from captum_unioncam.evaluation.data import Entry, Images, check_unchanged, open_data
+from captum_unioncam.evaluation.data import Images, Listed, check_unchanged
 from captum_unioncam.evaluation.distributed import Processes, processes
 from captum_unioncam.evaluation.holding import hold_folder
 from captum_unioncam.evaluation.identity import identity, package_versions
@@ -35,8 +37,11 @@ from captum_unioncam.evaluation.measuring import (
 )
 from captum_unioncam.evaluation.labels import parse_methods
 from captum_unioncam.evaluation.metrics import METRICS
+from captum_unioncam.evaluation.objects import check_boxes, check_objects
+from captum_unioncam.evaluation.own import Own, Statistics, check_own, own_parts
 from captum_unioncam.evaluation.report import write_report
 from captum_unioncam.evaluation.row import Row
+from captum_unioncam.evaluation.sources import open_data
 from captum_unioncam.evaluation.storage import (
     WEIGHTS,
     RowFile,
@@ -46,18 +51,49 @@ from captum_unioncam.evaluation.storage import (
     read_rows,
 )
 from captum_unioncam.evaluation.task import Methods, Task, load_task
-from captum_unioncam.models import resolve_device
+from captum_unioncam.models import Classifier, resolve_device
 
 
-def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
+def evaluate(
+    config: EvaluationConfig,
+    command: str = "",
+    *,
+    model: Module | Classifier | None = None,
+    dataset: Any = None,
+    mean: Statistics = None,
+    std: Statistics = None,
+    categories: Sequence[str] | None = None,
+) -> list[Row]:
     """Runs an evaluation, or continues one, and writes the report.
 
     ``torchrun`` splits the images across processes, which write to the same folder,
     and the first one writes the report.
 
+    Any model and any data set take the place of those with names. All metrics, the
+    rows, ``resume`` and the report are the same.
+
     Args:
-        config (EvaluationConfig): What to evaluate.
+        config (EvaluationConfig): What to evaluate. Beside a ``dataset``, ``data`` is
+            its name in the report.
         command (str, optional): The command line, for the report.
+        model (Module or Classifier, optional): In eval mode, in place of the name in
+            ``config``. It returns scores, (N, classes); :class:`.SelectedOutput` takes
+            them out of a dict. It stays on its device, or moves to ``config.device``
+            where that is given. Its layer is found, or ``config.layer`` names it.
+            Default: None
+        dataset (Sequence or torch Dataset, optional): Items (input, label), or (input,
+            label, mask or boxes). Inputs are floats, (C, H, W), as the model sees them,
+            all of one shape. A label is an index, a name of ``categories`` or None. A
+            mask is bool, or 0 and other integers, (H, W) or (objects, H, W); boxes are
+            (objects, 4), x0, y0, x1, y1 in pixels of the input, the ends exclusive.
+            With ``boxes="target"`` they count where the label is explained, and a
+            metric of boxes is NaN elsewhere. Items are known by their numbers.
+            Default: None
+        mean, std (float, Sequence[float] or Tensor, optional): By which a data set for
+            a Module is normalised, for the black image that masks show, and for
+            pictures. Default: None, which is 0 and 1: black is 0
+        categories (Sequence[str], optional): Names of a Module's classes by index.
+            Default: None, which shows indices
 
     Returns:
         *list* of all rows, without their maps, in the order of the images; empty in all
@@ -70,29 +106,50 @@ def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
         ModelError: If the model or its weights cannot be loaded.
         DataError: If the data set cannot be read, or an image of the rows to continue
             has changed.
+
+    Examples::
+
+        >>> import tempfile, torch
+        >>> from captum_unioncam.evaluation import EvaluationConfig, evaluate
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(),
+        ...     torch.nn.Linear(16, 2),
+        ... ).eval()
+        >>> scan, lesion = torch.rand(1, 4, 4), torch.ones(4, 4, dtype=torch.bool)
+        >>> names = {"methods": ("gradcam",), "metrics": ("drop", "energy")}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = EvaluationConfig("scans", folder, **names)
+        ...     (row,) = evaluate(config, model=net, dataset=[(scan, 1, lesion)])
+        >>> list(row["metrics"])
+        ['drop', 'energy']
     """
-    device = resolve_device(config.device)
+    check_own(config, model, dataset)
+    device = _device(config, model)
     with processes(device.type == "cuda") as process, ExitStack() as stack:
         stack.enter_context(_cpu_by_default())
         if device.type == "cuda" and process.world_size > 1:
             device = torch.device("cuda", process.local_rank)
         methods = process.run_all(partial(_checked_methods, config))
         metrics = tuple(dict.fromkeys(config.metrics))
+        parts = partial(own_parts, model, dataset, mean, std, categories)
+        own = process.run_all(parts)
         config = replace(config, methods=tuple(methods), metrics=metrics)
-        entries = process.run_first(partial(open_data, config.data))
+        config = own.described(config)
+        entries = _entries(config, own, process)
+        process.run_first(partial(check_boxes, config, entries))
         known = process.run_first(partial(identity, config, methods, entries))
+        known = {**known, **own.known}
         folder, resume = Path(config.output), config.resume
         # Lock, then check, then write.
         process.run_first(lambda: stack.enter_context(hold_folder(folder)))
         process.run_first(partial(check_folder, folder, known, resume))
-        task = process.run_all(partial(load_task, config, methods, device))
+        task = process.run_all(partial(load_task, config, methods, device, own))
         known = {**known, WEIGHTS: _weights_of_all(task, process)}
         process.run_first(partial(check_folder, folder, known, resume))
         chosen = _chosen(len(entries), config)
-        finished = _checked_finished(task, process, entries, chosen, folder)
+        remaining = _remaining(task, process, entries, chosen, folder)
         process.run_first(partial(begin_folder, folder, known))
-        images = Images(entries, task.classifier.preprocess)
-        remaining = _remaining(task, entries, chosen, finished)
+        images = own.images or Images(entries, task.classifier.preprocess)
         share = process.shard(list(remaining))
 
         def run() -> None:
@@ -106,6 +163,26 @@ def evaluate(config: EvaluationConfig, command: str = "") -> list[Row]:
         rows = read_rows(folder, places, task.methods)
         _check_complete(task, list(places), rows)
         return _report(task, images, rows, folder, command, process, len(chosen))
+
+
+def _device(
+    config: EvaluationConfig, model: Module | Classifier | None
+) -> torch.device:
+    """Returns the device to run on; by default a model of the caller's own stays."""
+    if config.device is None and model is not None:
+        module = model.model if isinstance(model, Classifier) else model
+        for tensor in chain(module.parameters(), module.buffers()):
+            return tensor.device
+    return resolve_device(config.device)
+
+
+def _entries(
+    config: EvaluationConfig, own: Own, process: Processes
+) -> Sequence[Listed]:
+    """Returns the images of the data set."""
+    if own.images is not None:
+        return own.images.entries
+    return process.run_first(partial(open_data, config.data))
 
 
 def _cpu_by_default() -> AbstractContextManager[Any]:
@@ -129,9 +206,6 @@ def _checked_methods(config: EvaluationConfig) -> Methods:
             check_choice("metrics", name, METRICS)
         except ValueError as error:
             raise ConfigError(f"{error}") from error
-    boxed = [name for name in config.metrics if METRICS[name].needs_boxes]
-    if boxed and not config.data.startswith("voc2007:"):
-        raise ConfigError(f"`metrics`: {boxed[0]} needs boxes, which voc2007:DIR has")
     return methods
 
 
@@ -153,16 +227,17 @@ def _weights_of_all(task: Task, process: Processes) -> str:
 def _checked_finished(
     task: Task,
     process: Processes,
-    entries: Sequence[Entry],
+    entries: Sequence[Listed],
     chosen: Sequence[int],
     folder: Path,
 ) -> set[tuple[str, str]]:
     """Returns the image and the method of each row that need not be run again.
 
-    Refuses labels that are no classes, and images that have changed since.
+    Refuses labels and objects that are of no class, and images that have changed.
     """
     shown = [entries[index] for index in chosen]
     process.run_first(partial(check_labels, task, shown))
+    process.run_first(partial(check_objects, task.config, task.objects, shown))
     finished = process.run_first(partial(finished_rows, folder))
     process.run_all(partial(check_unchanged, process.shard(shown), finished.files))
     return finished.rows
@@ -179,11 +254,13 @@ def _chosen(count: int, config: EvaluationConfig) -> list[int]:
 
 def _remaining(
     task: Task,
-    entries: Sequence[Entry],
+    process: Processes,
+    entries: Sequence[Listed],
     chosen: Sequence[int],
-    finished: set[tuple[str, str]],
+    folder: Path,
 ) -> dict[int, list[str]]:
     """Returns the methods that are still to run, for the images that have some."""
+    finished = _checked_finished(task, process, entries, chosen, folder)
     remaining = {}
     for index in chosen:
         name = entries[index].name
@@ -225,12 +302,9 @@ def _run(
 
 def _check_complete(task: Task, names: Sequence[str], rows: Sequence[Row]) -> None:
     """Refuses to report on rows of which some are missing."""
-    done = {(row["id"], row["method"]) for row in rows}
-    missing = sum(
-        (name, None) not in done and (name, label) not in done
-        for name in names
-        for label in task.methods
-    )
+    # There is one row for each image and method, or one for an image that failed.
+    failed = sum(row["method"] is None for row in rows)
+    missing = (len(names) - failed) * len(task.methods) - (len(rows) - failed)
     if missing:
         raise ConfigError(
             f"`output`: {missing} rows are missing; all processes must write to one "

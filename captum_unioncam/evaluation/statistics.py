@@ -8,6 +8,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from operator import mul
 from typing import Any
 
 from captum_unioncam.evaluation.row import Row
@@ -66,12 +68,13 @@ def estimate(values: Iterable[float | None]) -> Estimate:
         Estimate(mean=2.0, n=2, standard_error=1.0, nan=1)
     """
     values = list(values)
-    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
+    finite = [v for v in values if v is not None and isfinite(v)]
     n = len(finite)
     mean = math.fsum(finite) / n if n else None
     error = None
     if mean is not None and n > 1:
-        variance = math.fsum((value - mean) ** 2 for value in finite) / (n - 1)
+        apart = [value - mean for value in finite]
+        variance = math.fsum(map(mul, apart, apart)) / (n - 1)
         error = math.sqrt(variance / n)
     return Estimate(mean, n, error, len(values) - n)
 
@@ -100,8 +103,9 @@ def summarize(
     """
     summary = {}
     for method, done in _by_method(rows, methods).items():
+        values = [row["metrics"] for row in done]
         summary[method] = {
-            name: estimate(row["metrics"].get(name) for row in done) for name in metrics
+            name: estimate(value.get(name) for value in values) for name in metrics
         } | {name: estimate(row.get(name) for row in done) for name in COST}
     return summary
 

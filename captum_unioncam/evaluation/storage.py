@@ -6,19 +6,24 @@ A line that it left unfinished is dropped.
 """
 
 import json
-import math
-from array import array
-from collections.abc import Collection, Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from captum_unioncam._files import lock, remove_temporaries, strict_json, write_whole
 from captum_unioncam.errors import ConfigError, one_line
+from captum_unioncam.evaluation.packing import Packer
 from captum_unioncam.evaluation.row import Row, check_row
 
 CONFIG_FILE = "config.json"
 PATTERN = "rows-*.jsonl"
+
+# The name of the image in a line, as it is written.
+NAME = re.compile(rb'"id": ("(?:[^"\\]|\\.)*")')
 
 # What is only known once the model is loaded.
 WEIGHTS = "weights_digest"
@@ -26,8 +31,10 @@ WEIGHTS = "weights_digest"
 # What a difference of digests means.
 CHANGED = {
     WEIGHTS: "the values of the weights have changed",
+    "architecture": "the model's modules, or their source, have changed",
     "code": "the source of captum_unioncam has changed",
     "names": "the names of the images have changed",
+    "objects": "the content of the file of objects' names has changed",
     "sources": "the source of {} has changed",
     "measures": "the source of {} has changed",
     "versions": "{} is another version",
@@ -202,20 +209,26 @@ class RowFile:
         )
 
 
-def _lines(folder: Path) -> Iterator[Row]:
-    """Yields the whole rows of all processes, in the order of writing."""
+def _lines(
+    folder: Path, wanted: Callable[[bytes], bool] = lambda _: True
+) -> Iterator[dict[str, Any]]:
+    """Yields the whole rows of all processes, in the order of writing.
+
+    ``wanted`` says of a line whether its row is.
+    """
     for path in sorted(folder.glob(PATTERN)):
         try:
             with path.open("rb") as file:
                 for number, line in enumerate(file, 1):
                     if not line.endswith(b"\n"):
                         break  # torn
-                    yield _parsed(line, path, number)
+                    if wanted(line):
+                        yield _parsed(line, path, number)
         except OSError as error:
             raise unusable(path, error) from error
 
 
-def _parsed(line: bytes, path: Path, number: int) -> Row:
+def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         return check_row(json.loads(line))
     except (ValueError, RecursionError) as error:
@@ -228,10 +241,12 @@ def _parsed(line: bytes, path: Path, number: int) -> Row:
 def finished_rows(folder: Path) -> Finished:
     """Returns what need not be run again: the rows that did not fail."""
     finished = Finished(set(), {})
+    names: dict[str, str] = {}  # each once, however many rows an image has
     for row in _lines(folder):
         if "error" not in row:
-            finished.rows.add((row["id"], row["method"]))
-            finished.files.setdefault(row["id"], set()).add(row["file"])
+            name = names.setdefault(row["id"], row["id"])
+            finished.rows.add((name, sys.intern(row["method"])))
+            finished.files.setdefault(name, set()).add(row["file"])
     return finished
 
 
@@ -251,34 +266,35 @@ def read_rows(
     Raises:
         ConfigError: If a row of these images is of another place or method.
     """
-    rows: dict[tuple[str, str | None], Row] = {}
+    rows: dict[str, dict[str | None, Row]] = {}  # by image, then by method
+    packed = Packer()
     for row in _lines(folder):
-        key = (row["id"], row["method"])
-        if row["id"] not in places or ("error" in row and key in rows):
+        ours = rows.setdefault(row["id"], {})
+        if row["id"] not in places or ("error" in row and row["method"] in ours):
             continue
         if row["index"] != places[row["id"]] or row["method"] not in (*methods, None):
             raise ConfigError(
                 f"`output`: {folder} holds a row of another run (image {row['id']!r}, "
                 f"number {row['index']}, method {row['method']!r}); delete its line"
             )
-        row.pop("map", None)
-        # Most of a row, in an eighth of the memory.
-        row["curves"] = {
-            name: array("d", (math.nan if v is None else v for v in curve))
-            for name, curve in row.get("curves", {}).items()
-        }
-        rows[key] = row
-    done = {name for name, method in rows if method is not None}
-    kept = (
-        row for key, row in rows.items() if key[1] is not None or key[0] not in done
-    )
+        ours[row["method"]] = packed(row)
+    for ours in rows.values():
+        if len(ours) > 1:
+            ours.pop(None, None)  # the image was read in the end
+    kept = chain.from_iterable(ours.values() for ours in rows.values())
     return sorted(kept, key=lambda row: row["index"])
 
 
 def read_maps(folder: Path, wanted: Collection[tuple[str, str]]) -> dict[Any, Any]:
     """Returns the maps of images and methods, as nested lists."""
+    names = {strict_json(name).encode() for name, _ in wanted}
+
+    def may_be_wanted(line: bytes) -> bool:
+        found = NAME.search(line)  # most lines need not be parsed
+        return found is None or found[1] in names
+
     return {
         (row["id"], row["method"]): row["map"]
-        for row in _lines(folder)
+        for row in _lines(folder, may_be_wanted)
         if (row["id"], row["method"]) in wanted and "map" in row
     }

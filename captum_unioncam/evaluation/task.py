@@ -14,15 +14,20 @@ from torch.nn import Module
 
 from captum_unioncam._layer_call import LayerCall
 from captum_unioncam._maps import checked_maps
-from captum_unioncam.errors import ConfigError, one_line
+from captum_unioncam.errors import ConfigError, ModelError, one_line
 from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.data import unit_range
 from captum_unioncam.evaluation.identity import weights_digest
 from captum_unioncam.evaluation.methods import Method
 from captum_unioncam.evaluation.metrics import METRICS, Batch, Measurement
+from captum_unioncam.evaluation.objects import ClassObjects, read_object_names
+from captum_unioncam.evaluation.own import Own
 from captum_unioncam.models import Classifier, load_classifier
 
 SIDE = 224  # of the paper's images
+
+# How far the values of an image may leave [0, 1] by rounding.
+RANGE_TOLERANCE = 1e-2
 
 Methods = dict[str, tuple[Method, dict[str, Any]]]
 
@@ -57,7 +62,9 @@ class Task:
         weights_digest (str): A digest of the model's parameters and buffers.
         forward_func (CountedCalls): Runs the model.
         scoring_func (CountedCalls): Runs it for masked passes, maybe faster.
-        black (Tensor): A black image as the model sees it, (1, 3, H, W).
+        black (Tensor): A black image as the model sees it, (1, C, H, W).
+        classes (int): Number of the model's classes.
+        objects (ClassObjects): The objects that each class stands for.
         device (torch.device): Where the model is.
         methods (dict): The methods and their options, by label.
     """
@@ -72,6 +79,8 @@ class Task:
     forward_func: CountedCalls
     scoring_func: CountedCalls
     black: Tensor
+    classes: int
+    objects: ClassObjects
     device: torch.device
     methods: Methods
 
@@ -106,21 +115,38 @@ class Task:
         )
 
     def picture(self, inputs: Tensor) -> Tensor:
-        """Returns images, (N, 3, H, W) as the model sees them, in [0, 1]."""
+        """Returns images, (N, C, H, W) as the model sees them, for people.
+
+        They are in [0, 1]: of an image that is not between black and white, its least
+        and its largest value are. Of other than 1 or 3 channels, the mean is shown.
+        """
         white = self.classifier.preprocess(_plain("white")).to(inputs)
         black = self.black.to(inputs)
-        return ((inputs - black) / (white - black)).clamp(0, 1)
+        shown = (inputs - black) / (white - black)
+        if shown.shape[1] not in (1, 3):
+            shown = shown.mean(1, keepdim=True)
+        low, high = shown.amin((1, 2, 3), True), shown.amax((1, 2, 3), True)
+        inside = (low >= -RANGE_TOLERANCE) & (high <= 1 + RANGE_TOLERANCE)
+        scaled = (shown - low) / (high - low).clamp_min(RANGE_TOLERANCE)
+        return torch.where(inside, shown, scaled).clamp(0, 1)
 
 
-def load_task(config: EvaluationConfig, methods: Methods, device: torch.device) -> Task:
+def load_task(
+    config: EvaluationConfig, methods: Methods, device: torch.device, own: Own
+) -> Task:
     """Loads the model, and tries every method and metric on a black image.
 
     Raises:
         ConfigError: If a method or a metric cannot run.
         ModelError: If the model, its weights or its layer cannot be loaded.
     """
-    with _seeded(config.seed):
-        classifier = load_classifier(config.model, config.weights, **config.metadata)
+    classifier = own.classifier
+    if classifier is None:
+        with _seeded(config.seed):
+            classifier = load_classifier(
+                config.model, config.weights, **config.metadata
+            )
+    classifier = own.shown(classifier)
     digest = weights_digest(classifier.model)  # on the CPU, before it moves
     if config.preprocessing == "unit":
         classifier = dataclasses.replace(classifier, preprocess=unit_range(SIDE))
@@ -131,6 +157,11 @@ def load_task(config: EvaluationConfig, methods: Methods, device: torch.device) 
 
     forward_func = counted(model)
     compiled = counted(torch.compile(model, dynamic=True)) if config.compile else None
+    black = classifier.preprocess(_plain("black")).unsqueeze(0).to(device)
+    classes = _classes(classifier.name, forward_func, black)
+    file = config.object_names
+    names = None if file is None else read_object_names(file)
+    objects = ClassObjects(classifier.categories, classes, names)
     layer_name = config.layer or classifier.default_layer
     task = Task(
         config,
@@ -142,7 +173,9 @@ def load_task(config: EvaluationConfig, methods: Methods, device: torch.device) 
         digest,
         forward_func,
         compiled or forward_func,
-        classifier.preprocess(_plain("black")).unsqueeze(0).to(device),
+        black,
+        classes,
+        objects,
         device,
         methods,
     )
@@ -159,6 +192,34 @@ def _seeded(seed: int) -> Iterator[None]:
         # torch.manual_seed would seed the accelerators too.
         torch.default_generator.manual_seed(seed)
         yield
+
+
+@torch.no_grad()
+def _classes(name: str, forward_func: Callable[..., Any], black: Tensor) -> int:
+    """Returns the number of classes of a model. Cost: 1 forward pass.
+
+    Raises:
+        ModelError: If the model does not return one row of scores for each image.
+    """
+    try:
+        output = forward_func(black)
+    except Exception as error:  # a model may raise anything
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ModelError(
+            f"{name} does not run on images of shape {tuple(black.shape)} ({reason})"
+        ) from error
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"{name} must return a Tensor of class scores, got a "
+            f"{type(output).__name__}; give evaluate SelectedOutput(model, key), or a "
+            "module whose forward returns the scores"
+        )
+    if output.dim() != 2 or len(output) != 1:
+        raise ModelError(
+            f"{name} must return one row of class scores for each image, (1, classes) "
+            f"for one, got {tuple(output.shape)}"
+        )
+    return output.shape[1]
 
 
 def _layer_size(task: Task) -> tuple[int, ...]:

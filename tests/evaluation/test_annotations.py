@@ -6,8 +6,9 @@ import pytest
 from folders import voc_folder
 
 from captum_unioncam.errors import DataError
-from captum_unioncam.evaluation.annotations import voc_boxes
-from captum_unioncam.evaluation.data import Images, open_data
+from captum_unioncam.evaluation.annotations import coco_object, voc_objects
+from captum_unioncam.evaluation.data import Images
+from captum_unioncam.evaluation.sources import open_data
 
 
 def annotation(box="<xmin>21</xmin><ymin>11</ymin><xmax>40</xmax><ymax>30</ymax>"):
@@ -17,15 +18,36 @@ def annotation(box="<xmin>21</xmin><ymin>11</ymin><xmax>40</xmax><ymax>30</ymax>
 
 
 def test_boxes_start_at_0_and_end_after_their_last_pixel():
-    found = voc_boxes(annotation().encode(), "a/b/1.xml")
-    assert found == [(0, 0, 9, 9), (20, 10, 40, 30)]
-    assert voc_boxes(b"<annotation/>", "1.xml") == []
+    found = voc_objects(annotation().encode(), "a/b/1.xml")
+    assert found == [("cat", (0, 0, 9, 9)), ("cat", (20, 10, 40, 30))]
+    assert voc_objects(b"<annotation/>", "1.xml") == []
 
 
 def test_a_part_of_an_object_is_no_box():
     part = "<part><bndbox><xmin>2</xmin></bndbox></part>"
     text = annotation().replace("<name>cat</name>", f"<name>cat</name>{part}")
-    assert len(voc_boxes(text.encode(), "1.xml")) == 2
+    assert len(voc_objects(text.encode(), "1.xml")) == 2
+
+
+def test_an_object_without_a_name_is_an_object():
+    text = annotation().replace("<name>cat</name>", "<name> sea lion\n</name>", 1)
+    text = text.replace("<name>cat</name>", "")
+    names = [name for name, _ in voc_objects(text.encode(), "1.xml")]
+    assert names == ["sea lion", ""]
+
+
+def test_boxes_of_coco_are_a_corner_and_a_size():
+    record = {"id": 7, "bbox": [10.4, 20.6, 5.2, 0.9]}
+    assert coco_object(record, "cat") == ("cat", (10, 21, 16, 22))
+
+
+@pytest.mark.parametrize(
+    "box", [None, [1, 2, 3], [1, 2, 3, "4"], [1, 2, 3, float("nan")], [1, 2, -3, 4], 5]
+)
+def test_a_wrong_box_of_coco_is_refused(box):
+    record = {"id": 7} if box is None else {"id": 7, "bbox": box}
+    with pytest.raises(DataError, match="must be x, y, width and height, got .*id 7"):
+        coco_object(record, "cat")
 
 
 BROKEN = [
@@ -52,7 +74,7 @@ BROKEN = [
 @pytest.mark.parametrize(("content", "message"), BROKEN)
 def test_what_is_wrong_is_said_and_where(content, message):
     with pytest.raises(DataError, match=message):
-        voc_boxes(content.encode(), "/a/very/long/path/1.xml")
+        voc_objects(content.encode(), "/a/very/long/path/1.xml")
 
 
 def test_the_cause_is_kept():
@@ -61,7 +83,7 @@ def test_the_cause_is_kept():
         (annotation().replace(">40<", ">wide<"), ValueError),
     ]:
         with pytest.raises(DataError) as raised:
-            voc_boxes(text.encode(), "1.xml")
+            voc_objects(text.encode(), "1.xml")
         assert isinstance(raised.value.__cause__, kind)
 
 

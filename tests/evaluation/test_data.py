@@ -15,10 +15,11 @@ from captum_unioncam.evaluation import data
 from captum_unioncam.evaluation.data import (
     Images,
     file_digest,
-    open_data,
+    plain_preprocessing,
     read_image,
     unit_range,
 )
+from captum_unioncam.evaluation.sources import open_data
 
 PREPROCESS = transforms.Compose(
     [
@@ -208,6 +209,11 @@ def test_the_digest_of_a_file_is_of_its_size_and_content():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("coco:{}", "must be one of .* coco:IMAGES,ANNOTATIONS, got 'coco:"),
+        ("coco:{},", "must be one of"),
+        ("coco:,{}", "must be one of"),
+        ("coco:{}/none,x.json", "there is no folder"),
+        ("coco:{},x.json", "there is no file of annotations 'x.json'"),
         ("imagefolder", "must be one of imagefolder:DIR, imagenet:DIR, voc2007:DIR"),
         ("folder:.", "must be one of .* got 'folder:.'"),
         ("imagefolder:", "must be one of"),
@@ -282,3 +288,16 @@ def test_an_image_is_turned_upright(tmp_path):
 def test_the_papers_preprocessing_has_no_mean_and_std():
     white = unit_range(224)(Image.new("RGB", (50, 90), "white"))
     assert white.shape == (3, 224, 224) and (white == 1).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_plain_images_are_between_black_and_white_in_any_number_of_channels(channels):
+    black, white = torch.full((channels,), -2.0), torch.arange(float(channels))
+    preprocess = plain_preprocessing((channels, 5, 7), black, white, torch.float64)
+    for colour, expected in (("black", black), ("white", white)):
+        shown = preprocess(Image.new("RGB", (30, 30), colour))
+        assert shown.shape == (channels, 5, 7) and shown.dtype == torch.float64
+        assert torch.equal(shown, expected.double().view(-1, 1, 1).expand(shown.shape))
+    if channels == 3:  # colours stay
+        red = preprocess(Image.new("RGB", (30, 30), (255, 0, 0)))[:, 0, 0]
+        assert red.tolist() == [0, -2, -2]

@@ -102,7 +102,7 @@ def test_maps_are_read_for_themselves_and_curves_are_compact(tmp_path):
     first, _ = read_rows(tmp_path, PLACES, METHODS)
     assert "map" not in first
     values = first["curves"]["deletion"]
-    assert values[0] == 1 and math.isnan(values[1]) and values.itemsize == 8
+    assert values[0] == 1 and math.isnan(values[1]) and values.itemsize == 4
     wanted = {("0.jpg", "unioncam")}
     assert read_maps(tmp_path, wanted) == {("0.jpg", "unioncam"): [[1, 2]]}
 
