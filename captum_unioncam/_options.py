@@ -28,6 +28,7 @@ def option(
     choices: Sequence[str] = (),
     positional: bool = False,
     metavar: str | None = None,
+    unless: str | None = None,
 ) -> Any:
     """Declares an option as a field of a dataclass.
 
@@ -38,6 +39,8 @@ def option(
         choices (Sequence[str], optional): The values of a string.
         positional (bool, optional): Whether the command takes it without a name.
         metavar (str, optional): What the help shows for its value.
+        unless (str, optional): With this other option of the command, it is not
+            required.
     """
     declared = {
         "help": help,
@@ -46,6 +49,7 @@ def option(
         "choices": choices,
         "positional": positional,
         "metavar": metavar,
+        "unless": unless,
     }
     return field(default=default, metadata=declared)
 

@@ -34,7 +34,7 @@ LAYERS = (
         "_reshape",
     }
     | {"_options", "_chunks", "wrappers", "augmentations"},
-    {"_captum", "_maps", "_checks", "_files", "errors"},
+    {"_captum", "_maps", "_checks", "_files", "_objects", "errors"},
 )
 # What the command imports before it knows what to do.
 LIGHT = (

@@ -10,8 +10,12 @@ from captum_unioncam._options import DEFAULT_MODEL, check_options, option
 PREPROCESSINGS = ("model", "unit")
 TARGETS = ("predicted", "label")
 
-# Options that do not change a row.
-FREE = ("output", "resume", "workers", "device")
+# Methods that look at no model, which stand in every table.
+BASELINES = ("random", "gaussian", "edges")
+
+# Options that do not change a row. Which methods are baselines is told by ``methods``.
+FREE = ("output", "resume", "workers", "device", "baseline_methods", "reference")
+FREE += ("ablation",)
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,9 @@ class EvaluationConfig:
         ConfigError: If an option has a wrong value.
     """
 
-    data: str = option("imagefolder:DIR, imagenet:DIR or voc2007:DIR")
+    data: str = option(
+        "imagefolder:DIR, imagenet:DIR or voc2007:DIR", unless="report_only"
+    )
     output: str = option("folder of the results; created if it does not exist")
     model: str = option("efficientnet_lite0, or a model of torchvision", DEFAULT_MODEL)
     weights: str = option(
@@ -35,13 +41,17 @@ class EvaluationConfig:
     )
     methods: tuple[str, ...] = option(
         "names with commas, in any case; all stands for those not named but cam, which "
-        "needs a pooled linear head (`captum-unioncam methods` lists them); options as "
-        "in unioncam:theta=30",
+        "needs a pooled linear head, and the baselines (`captum-unioncam methods` "
+        "lists them); options as in unioncam:theta=30; package.module:Class is a class "
+        "of your own",
         ("all",),
+    )
+    baseline_methods: tuple[str, ...] = option(
+        "methods that look at no model, added to every table; none: none", BASELINES
     )
     metrics: tuple[str, ...] = option(
         "names with commas (`captum-unioncam metrics` lists them)",
-        ("drop", "increase", "insertion", "deletion"),
+        ("drop", "complexity", "increase", "insertion", "deletion"),
     )
     num_images: int | None = option("random images (default: all)", None, low=1)
     seed: int = option(
@@ -78,14 +88,20 @@ class EvaluationConfig:
     )
     steps: int = option("points of the insertion and deletion curves", 50, low=1)
     sanity: int = option("images of the randomisation check", 0, low=0)
+    reference: str | None = option(
+        "method that the others are compared with (default: the first)", None
+    )
+    ablation: bool = option(
+        "show the variants of UnionCAM in a table of their own", False
+    )
     amp: bool = option("run the model in bfloat16 where that is safe", False)
     compile: bool = option("compile the model for the masked passes", False)
     device: str | None = option(
         "device of torch (default: cuda where there is one, else cpu)", None
     )
     resume: bool = option(
-        "continue an interrupted run in the same folder, if options, weights, images, "
-        "sources and versions are the same",
+        "continue an interrupted run in the same folder, or add methods or images to a "
+        "finished one, if other options, weights, sources and versions are the same",
         False,
     )
 
@@ -108,7 +124,7 @@ PAPER: Mapping[str, Any] = {
     "preprocessing": "unit",
     "theta": 10.0,
     "num_images": 2000,
-    "metrics": ("drop", "increase", "insertion", "deletion"),
+    "metrics": ("drop", "complexity", "increase", "insertion", "deletion"),
 }
 
 # The ablation of the paper: its modules alone, and theta.
@@ -125,5 +141,5 @@ ABLATION: Mapping[str, str] = {
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": PAPER,
-    "ablation": {**PAPER, "methods": tuple(ABLATION)},
+    "ablation": {**PAPER, "methods": tuple(ABLATION), "ablation": True},
 }

@@ -31,10 +31,12 @@ ROW_MODULES = (
     "attr/*.py",
     "metrics/*.py",
     "evaluation/annotations.py",
+    "evaluation/baselines.py",
     "evaluation/data.py",
     "evaluation/measuring.py",
     "evaluation/methods.py",
     "evaluation/metrics.py",
+    "evaluation/occlusion.py",
     "evaluation/task.py",
 )
 
