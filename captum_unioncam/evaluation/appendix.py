@@ -30,15 +30,19 @@ def make_gallery(
 ) -> list[Section]:
     """Draws the best and the worst images of a method, under all methods.
 
-    The method is the one that the others are compared with, and the metric insertion if
-    it is there. Images that cannot be read any more, or have changed since, and those
-    without a sound map of each method are left out, and so are methods without any.
+    The method is the one that the others are compared with, or else the first with a
+    sound map, and the metric insertion if it is there. Images that cannot be read any
+    more, or have changed since, and those without a sound map of each method are left
+    out, and so are methods without any.
     """
     metrics = task.config.metrics
     metric = "insertion" if "insertion" in metrics else metrics[0]
-    reference = task.config.reference or next(iter(task.methods))
     sound = [row for row in rows if "error" not in row and not row["broken_map"]]
     methods = [m for m in task.methods if any(row["method"] == m for row in sound)]
+    if not methods:
+        return [Section("Gallery", "There is no map to show.")]
+    reference = task.config.reference
+    reference = reference if reference in methods else methods[0]
     counts = Counter(row["id"] for row in sound)
     ranked = [
         row
@@ -55,16 +59,17 @@ def make_gallery(
     chosen += [("worst", row) for row in ranked[len(ranked) - worst :]]
     shown = [(end, row, _inputs(images, row)) for end, row in chosen]
     known = [(end, row, inputs) for end, row, inputs in shown if inputs is not None]
-    title = "Gallery"
     if not known:
-        return [Section(title, "There is no image with a map of every method.")]
+        return [Section("Gallery", "There is no image with a map of every method.")]
     text = (
         f"The images of the best and the worst {METRICS[metric].title} of {reference}, "
         "under all methods, a row each. They are not typical: the tables above are of "
         "all images."
     )
     return [
-        Section(title, text, pictures=_pictures(task, known, methods, metric, folder))
+        Section(
+            "Gallery", text, pictures=_pictures(task, known, methods, metric, folder)
+        )
     ]
 
 

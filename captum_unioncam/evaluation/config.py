@@ -14,8 +14,10 @@ TARGETS = ("predicted", "label")
 BASELINES = ("random", "gaussian", "edges")
 
 # Options that do not change a row. Which methods are baselines is told by ``methods``.
-FREE = ("output", "resume", "workers", "device", "baseline_methods", "reference")
-FREE += ("ablation",)
+FREE = (
+    *("output", "resume", "workers", "device"),
+    *("baseline_methods", "reference", "ablation"),
+)
 
 
 @dataclass(frozen=True)

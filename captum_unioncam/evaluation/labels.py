@@ -85,7 +85,7 @@ def own_method(spec: str) -> Method:
             f"{found!r}"
         )
     if inspect.isabstract(found):
-        missing = ", ".join(sorted(found.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ValueError(f"{spec!r} is abstract; it must define {missing}")
     return Method(
         found,

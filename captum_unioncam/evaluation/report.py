@@ -90,7 +90,7 @@ def write_report(
         raise ValueError(f"`context` must have {list(CONTEXT)}; it lacks {missing}.")
     found = findings(rows, context)
     sections = [*report_sections(context, found), *further]
-    content = {
+    everything = {
         **dict(sorted(context.items())),
         "results": {
             method: {name: asdict(value) for name, value in values.items()}
@@ -106,7 +106,7 @@ def write_report(
         "report.html": html(sections),
         "report.tex": latex(sections),
         "results.csv": _csv(rows, context["metrics"]),
-        "report.json": f"{strict_json(content, indent=2)}\n",
+        "report.json": f"{strict_json(everything, indent=2)}\n",
     }
     files = {p.file: p.png for section in sections for p in section.pictures}
     # A file's name may hold bytes that are no text; it must not cost the report.

@@ -27,6 +27,7 @@ from captum_unioncam.evaluation.tables import (
 )
 
 COLUMNS_PER_TABLE = 4
+DIFFERENCES_PER_TABLE = 5  # those of the default metrics
 MOST_FAILURES_SHOWN = 100
 
 DROP_INCREASE = ("drop", "increase")
@@ -90,11 +91,12 @@ def report_sections(context: Mapping[str, Any], found: Findings) -> Iterator[Sec
     told = set(shown)
     shown = chosen(INSERTION_DELETION)
     if shown or found.curves:
-        tables = (means(shown),) if shown else ()
-        yield _insertion_deletion(found, tables)
+        yield _insertion_deletion(found, [means(shown)] if shown else [])
     told |= set(shown)
     if others := [name for name in columns if name not in told]:
-        tables = tuple(means(chosen(names)) for names in _few(others))
+        tables = tuple(
+            means(chosen(names)) for names in _few(others, COLUMNS_PER_TABLE)
+        )
         yield Section("Further metrics", tables=tables)
     if found.comparison.differences and columns:
         yield _differences(context, found.comparison, columns)
@@ -105,10 +107,9 @@ def report_sections(context: Mapping[str, Any], found: Findings) -> Iterator[Sec
     yield _failed(found.failures)
 
 
-def _few(names: Sequence[str]) -> list[Sequence[str]]:
+def _few(names: Sequence[str], most: int) -> list[Sequence[str]]:
     """Returns the names in groups that a table has room for."""
-    starts = range(0, len(names), COLUMNS_PER_TABLE)
-    return [names[i : i + COLUMNS_PER_TABLE] for i in starts]
+    return [names[i : i + most] for i in range(0, len(names), most)]
 
 
 def _summary(
@@ -152,7 +153,7 @@ def _differences(
         differences_table(
             comparison, {name: columns[name] for name in names}, context["images"]
         )
-        for names in _few(list(columns))
+        for names in _few(list(columns), DIFFERENCES_PER_TABLE)
     )
     return Section(f"Differences to {reference}", text, tables=tables)
 
@@ -196,13 +197,13 @@ def _drop_increase(
     )
 
 
-def _insertion_deletion(found: Findings, tables: tuple[Table, ...]) -> Section:
+def _insertion_deletion(found: Findings, tables: Sequence[Table]) -> Section:
     caption = "Mean curves, with bands of one standard error each way"
     pictures: tuple[Picture, ...] = ()
     if curves := found.curves:
         drawn = curves_figure(curves, {kind: column_of(kind) for kind in curves})
         pictures = (Picture("curves.png", caption, png_of(drawn)),)
-    return Section("Insertion and deletion", tables=tables, pictures=pictures)
+    return Section("Insertion and deletion", "", "", tuple(tables), pictures)
 
 
 def _variants(

@@ -84,7 +84,7 @@ def held_methods(folder: Path) -> list[str]:
         ConfigError: If the folder cannot be read, or holds something else.
     """
     labels = (_read_config(folder) or {}).get(METHODS)
-    return labels if _is_list_of_text(labels) else []
+    return list(labels) if labels and _is_list_of_text(labels) else []
 
 
 def held_run(folder: Path) -> dict[str, Any]:
