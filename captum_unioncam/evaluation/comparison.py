@@ -8,6 +8,7 @@ Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
 """
 
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -104,21 +105,20 @@ class Paired:
         names = sorted({row["id"] for row in done})
         places = {name: place for place, name in enumerate(names)}
         numbers = {label: number for number, label in enumerate(self.methods)}
-        shape = (len(names), len(numbers))
         self._values = {
-            metric: torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
+            metric: _matrix(
+                (
+                    (
+                        places[row["id"]],
+                        numbers[row["method"]],
+                        row["metrics"].get(metric),
+                    )
+                    for row in done
+                ),
+                (len(names), len(numbers)),
+            )
             for metric in better
         }
-        for metric, values in self._values.items():
-            found = [
-                (places[row["id"]], numbers[row["method"]], row["metrics"].get(metric))
-                for row in done
-            ]
-            found = [one for one in found if one[2] is not None]
-            if found:
-                images, columns, entries = zip(*found, strict=True)
-                values[list(images), list(columns)] = values.new_tensor(entries)
-            values[~values.isfinite()] = torch.nan
 
     def differences(self, pairs: Iterable[Pair]) -> dict[Pair, Difference]:
         """Returns the differences of pairs of methods.
@@ -139,13 +139,24 @@ class Paired:
                 bounds |= {key: (e[0], e[1]) for key, e in zip(keys, ends, strict=True)}
         return {
             key: _difference(
-                vector[~vector.isnan()].tolist(), bounds.get(key), self.better[key[2]]
+                vector[~vector.isnan()], bounds.get(key), self.better[key[2]]
             )
             for key, vector in vectors.items()
         }
 
     def _column(self, method: str, metric: str) -> Tensor:
         return self._values[metric][:, self.methods.index(method)]
+
+
+def _matrix(
+    entries: Iterable[tuple[int, int, float | None]], shape: tuple[int, int]
+) -> Tensor:
+    """Returns values by their row and column, in float64; NaN where none is finite."""
+    flat = array("d", [math.nan]) * (shape[0] * shape[1])
+    for row, column, value in entries:
+        if value is not None and math.isfinite(value):
+            flat[row * shape[1] + column] = value
+    return torch.tensor(flat, dtype=torch.float64, device="cpu").view(shape)
 
 
 def _of_the_same_images(
@@ -206,15 +217,18 @@ def bootstrap_bounds(values: Tensor, seed: int) -> Tensor:
 
 
 def _difference(
-    values: Sequence[float], bounds: tuple[float, float] | None, better: str | None
+    values: Tensor, bounds: tuple[float, float] | None, better: str | None
 ) -> Difference:
+    """Returns what the differences of pairs say, (n,)."""
     n = len(values)
     if not n:
         return Difference(None, None, None, None, 0)
-    sign = {"higher": 1, "lower": -1}.get(better or "", 0)
-    wins = sum(0.5 * ((sign * v > 0) + (sign * v >= 0)) for v in values) / n
+    wins = None
+    if better is not None:
+        gains = values if better == "higher" else -values
+        wins = int((gains > 0).sum() + (gains >= 0).sum()) / (2 * n)
     low, high = bounds or (None, None)
-    return Difference(math.fsum(values) / n, low, high, wins if sign else None, n)
+    return Difference(math.fsum(values.tolist()) / n, low, high, wins, n)
 
 
 def find_leaders(
