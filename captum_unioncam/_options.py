@@ -37,6 +37,7 @@ def option(
     positional: bool = False,
     metavar: str | None = None,
     const: str | None = None,
+    unless: str | None = None,
 ) -> Any:
     """Declares an option as a field of a dataclass.
 
@@ -48,6 +49,8 @@ def option(
         positional (bool, optional): Whether the command takes it without a name.
         metavar (str, optional): What the help shows for its value.
         const (str, optional): Its value where the name stands alone.
+        unless (str, optional): With this other option of the command, it is not
+            required.
     """
     declared = {
         "help": help,
@@ -57,6 +60,7 @@ def option(
         "positional": positional,
         "metavar": metavar,
         "const": const,
+        "unless": unless,
     }
     return field(default=default, metadata=declared)
 

@@ -41,9 +41,9 @@ def context(methods=("unioncam",), metrics=("drop", "increase"), **more):
     } | more
 
 
-def written(folder, rows, context, gallery=None):
+def written(folder, rows, context, further=()):
     """Writes a report and returns its texts by their file's name."""
-    paths = write_report(folder, rows, context, gallery)
+    paths = write_report(folder, rows, context, further)
     assert sorted(paths) == sorted(folder.iterdir())
     return {p.name: p.read_text() for p in paths if p.suffix != ".png"}
 

@@ -7,7 +7,7 @@ from captum_unioncam.cli import main
 from captum_unioncam.evaluation.config import EvaluationConfig
 
 METHODS = ("unioncam", "gradcam")
-QUICK = {"max_channels": 2, "steps": 2}
+QUICK = {"max_channels": 2, "steps": 2, "baseline_methods": ()}
 
 
 def config(images, output, **options):
@@ -19,6 +19,7 @@ def command(images, output, *options):
     return [
         *("evaluate", "--data", f"imagefolder:{images}", "--output", str(output)),
         *("--methods", ",".join(METHODS), "--max-channels", "2", "--steps", "2"),
+        *("--baseline-methods", "none"),
         *options,
     ]
 

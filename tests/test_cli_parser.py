@@ -112,10 +112,17 @@ def test_every_field_is_an_option(command, field):
     assert set(parsed) == {field.name} | {n.removeprefix("--") for n in given[::2]}
 
 
-def test_evaluate_has_the_fields_of_its_configuration_and_the_preset():
+def test_evaluate_has_the_fields_of_its_configuration_and_two_more():
     ours = [field.name for field in dataclasses.fields(EvaluateOptions)]
     theirs = [field.name for field in dataclasses.fields(EvaluationConfig)]
-    assert ours == [*theirs, "preset"]
+    assert ours == [*theirs, "preset", "report_only"]
+
+
+def test_a_report_alone_takes_no_data(capsys):
+    _, given = parse(PROGRAM, ["evaluate", "--output", "out", "--report-only"])
+    assert given == {"output": "out", "report_only": True}
+    error = refused(capsys, "evaluate", "--report-only")
+    assert error.startswith("the following arguments are required: --output (try")
 
 
 @pytest.mark.parametrize("command", REQUIRED)

@@ -22,6 +22,7 @@ from captum_unioncam.evaluation import (
     methods_table,
     metrics_table,
 )
+from captum_unioncam.evaluation.config import BASELINES
 from captum_unioncam.evaluation.runner import evaluate
 from captum_unioncam.visualization import panels
 
@@ -59,8 +60,9 @@ def test_the_python_code_runs(registries, capsys):
     assert names["attr"].shape == (1, 1, 7, 7)
     made = ["mine", "overlay.png", "own.png", "photos", "results"]
     assert sorted(os.listdir(".")) == made
-    assert "report.html" in os.listdir("results") and len(names["rows"]) == 2
-    assert {row["method"] for row in names["rows"]} == {"maxgradcam", "gradcam"}
+    assert "report.html" in os.listdir("results") and len(names["rows"]) == 5
+    ours = {"maxgradcam", "gradcam"}
+    assert {row["method"] for row in names["rows"]} == {*ours, *BASELINES}
     assert not any("error" in row for row in names["rows"])
     numbers = re.findall(
         r"(infidelity|sensitivity) tensor\(\[(\S+)\]", capsys.readouterr().out
@@ -119,6 +121,7 @@ def test_the_examples_for_contributors_run(registries):
         "imagefolder:photos",
         "results",
         methods=("positivegradcam",),
+        baseline_methods=(),
         metrics=("spread",),
     )
     (row,) = evaluate(config)

@@ -11,7 +11,8 @@ from PIL import Image
 from captum_unioncam._pictures import SUFFIXES, suffix_of
 from captum_unioncam.cli.options import ExplainOptions
 from captum_unioncam.errors import DataError, UserError
-from captum_unioncam.evaluation.data import open_data, read_image
+from captum_unioncam.evaluation.data import read_image
+from captum_unioncam.evaluation.sources import open_data
 
 STDIN = "-"
 DEFAULT = "chelsea"

@@ -122,6 +122,11 @@ class EvaluateOptions(EvaluationConfig):
         None,
         choices=sorted(PRESETS),
     )
+    report_only: bool = option(
+        "write the report of the folder again from its rows, without the model and the "
+        "images; takes --output, --reference and --ablation alone",
+        False,
+    )
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,8 @@ COMMANDS = {
     "evaluate": Command(
         "measure methods on many images",
         "Measures methods on many images, alone or under torchrun, and writes a "
-        "report. Every option but --preset is a field of EvaluationConfig.",
+        "report. Every option but --preset and --report-only is a field of "
+        "EvaluationConfig.",
         EvaluateOptions,
     ),
     "methods": Command(

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any, NoReturn
@@ -19,7 +20,8 @@ def parse(program: str, arguments: Sequence[str] | None) -> tuple[str, dict[str,
     Raises:
         UserError: If the command line is wrong.
     """
-    given = vars(_parser(program).parse_args(arguments))
+    words = sys.argv[1:] if arguments is None else arguments
+    given = vars(_parser(program, words).parse_args(arguments))
     # Positional arguments come as lists.
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     return given.pop("command"), given
@@ -32,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (try {self.prog} --help)")
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
+def _parser(program: str, words: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=program,
         description="Class activation maps of image classifiers.",
@@ -51,12 +53,14 @@ def _parser(program: str) -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         for field in dataclasses.fields(command.options):
-            _add_option(subparser, field)
+            _add_option(subparser, field, words)
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, field: "Field[Any]") -> None:
-    """Adds the option that a field declares."""
+def _add_option(
+    parser: argparse.ArgumentParser, field: "Field[Any]", words: Sequence[str]
+) -> None:
+    """Adds the option that a field declares, for a command line of these words."""
     rules = field.metadata
     name = field.name.replace("_", "-")
     arguments: dict[str, Any] = {"help": _help(field), "default": argparse.SUPPRESS}
@@ -70,8 +74,14 @@ def _add_option(parser: argparse.ArgumentParser, field: "Field[Any]") -> None:
     else:
         if rules["const"] is not None:
             arguments |= {"nargs": "?", "const": rules["const"]}
-        required = field.default is dataclasses.MISSING
-        parser.add_argument(f"--{name}", required=required, **arguments)
+        needless = rules["unless"] is not None and _typed(rules["unless"]) in words
+        required = field.default is dataclasses.MISSING and not needless
+        parser.add_argument(_typed(field.name), required=required, **arguments)
+
+
+def _typed(name: str) -> str:
+    """Returns an option as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _help(field: "Field[Any]") -> str:

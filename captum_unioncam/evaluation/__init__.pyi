@@ -12,4 +12,5 @@ from .metrics import (
     Metric as Metric,
     metrics_table as metrics_table,
 )
+from .rewriting import rewrite_report as rewrite_report
 from .runner import evaluate as evaluate

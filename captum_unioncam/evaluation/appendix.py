@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,52 +17,95 @@ from captum_unioncam.evaluation.figures import png_of, sanity_figure
 from captum_unioncam.evaluation.metrics import METRICS
 from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.sanity import randomization_curves
-from captum_unioncam.evaluation.sections import GalleryItem
 from captum_unioncam.evaluation.storage import read_maps
 from captum_unioncam.evaluation.task import Task
 from captum_unioncam.visualization import panels
 
-GALLERY = 3  # best and worst images of each method
-GALLERY_DOTS_PER_INCH = 60
+GALLERY = 2  # best and worst images
+GALLERY_DOTS_PER_INCH = 100
 
 
 def make_gallery(
     task: Task, images: Images, rows: Sequence[Row], folder: Path
-) -> dict[str, list[GalleryItem]]:
-    """Draws the best and the worst maps of each method, by insertion if it is there.
+) -> list[Section]:
+    """Draws the best and the worst images of a method, under all methods.
 
-    Images that cannot be read any more, or have changed since, and maps that are not
-    finite are left out.
+    The method is the one that the others are compared with, or else the first with a
+    sound map, and the metric insertion if it is there. Images that cannot be read any
+    more, or have changed since, and those without a sound map of each method are left
+    out, and so are methods without any.
     """
     metrics = task.config.metrics
     metric = "insertion" if "insertion" in metrics else metrics[0]
+    sound = [row for row in rows if "error" not in row and not row["broken_map"]]
+    methods = [m for m in task.methods if any(row["method"] == m for row in sound)]
+    if not methods:
+        return [Section("Gallery", "There is no map to show.")]
+    reference = task.config.reference
+    reference = reference if reference in methods else methods[0]
+    counts = Counter(row["id"] for row in sound)
+    ranked = [
+        row
+        for row in sound
+        if row["method"] == reference
+        and row["metrics"].get(metric) is not None
+        and counts[row["id"]] == len(methods)
+    ]
     sign = 1 if METRICS[metric].better == "lower" else -1
-    chosen = []
-    for label in task.methods:
-        known = [
-            row
-            for row in rows
-            if row["method"] == label
-            and row.get("metrics", {}).get(metric) is not None
-            and not row["broken_map"]
-        ]
-        known.sort(key=lambda row: sign * row["metrics"][metric])
-        count = min(GALLERY, len(known) // 2)
-        chosen += [("best", row) for row in known[:count]]
-        chosen += [("worst", row) for row in known[len(known) - count :]]
-    maps = read_maps(folder, {(row["id"], row["method"]) for _, row in chosen})
-    gallery: dict[str, list[GalleryItem]] = {label: [] for label in task.methods}
-    for end, row in chosen:
-        inputs = _inputs(images, row)
-        if inputs is None:
-            continue
-        name = row["target_name"] or str(row["target"])
-        values = torch.tensor(maps[row["id"], row["method"]], device="cpu")[None, None]
-        drawn = panels(task.picture(inputs[None]), {name: values})
+    ranked.sort(key=lambda row: sign * row["metrics"][metric])
+    best = min(GALLERY, (len(ranked) + 1) // 2)
+    worst = min(GALLERY, len(ranked) - best)
+    chosen = [("best", row) for row in ranked[:best]]
+    chosen += [("worst", row) for row in ranked[len(ranked) - worst :]]
+    shown = [(end, row, _inputs(images, row)) for end, row in chosen]
+    known = [(end, row, inputs) for end, row, inputs in shown if inputs is not None]
+    if not known:
+        return [Section("Gallery", "There is no image with a map of every method.")]
+    text = (
+        f"The images of the best and the worst {METRICS[metric].title} of {reference}, "
+        "under all methods, a row each. They are not typical: the tables above are of "
+        "all images."
+    )
+    return [
+        Section(
+            "Gallery", text, pictures=_pictures(task, known, methods, metric, folder)
+        )
+    ]
+
+
+def _pictures(
+    task: Task,
+    shown: Sequence[tuple[str, Row, Tensor]],
+    methods: Sequence[str],
+    metric: str,
+    folder: Path,
+) -> tuple[Picture, ...]:
+    """Returns a picture of the images of each size, under their maps."""
+    maps = read_maps(folder, {(row["id"], m) for _, row, _ in shown for m in methods})
+    sizes = dict.fromkeys(inputs.shape for _, _, inputs in shown)
+    pictures = []
+    for number, size in enumerate(sizes, 1):
+        same = [one for one in shown if one[2].shape == size]
+        drawn = panels(
+            task.picture(torch.stack([inputs for _, _, inputs in same])),
+            {
+                method: torch.tensor(
+                    [[maps[row["id"], method]] for _, row, _ in same], device="cpu"
+                )
+                for method in methods
+            },
+        )
+        lines = [_line(end, row, metric) for end, row, _ in same]
         png = png_of(drawn, GALLERY_DOTS_PER_INCH)
-        value = row["metrics"][metric]
-        gallery[row["method"]].append(GalleryItem(end, row["id"], value, png))
-    return gallery
+        caption = f"From the top: {'; '.join(lines)}"
+        pictures.append(Picture(f"gallery-{number:03}.png", caption, png))
+    return tuple(pictures)
+
+
+def _line(end: str, row: Row, metric: str) -> str:
+    """Returns what a row of the gallery shows."""
+    name = row["target_name"] or row["target"]
+    return f"{end}: {row['id']}, {name} ({metric} {row['metrics'][metric]:.4g})"
 
 
 def _inputs(images: Images, row: Row) -> Tensor | None:

@@ -20,8 +20,14 @@ NOT_A_NAME = {
     "layer": "give its dotted name, as in model.named_modules()",
 }
 
-# Options that do not change a row.
-FREE = ("output", "resume", "workers", "device")
+# Methods that look at no model, which stand in every table.
+BASELINES = ("random", "gaussian", "edges")
+
+# Options that do not change a row. Which methods are baselines is told by ``methods``.
+FREE = (
+    *("output", "resume", "workers", "device"),
+    *("baseline_methods", "reference", "ablation"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class EvaluationConfig(ModelOptions):
     """
 
     data: str = option(
-        "imagefolder:DIR, imagenet:DIR, voc2007:DIR or coco:IMAGES,ANNOTATIONS"
+        "imagefolder:DIR, imagenet:DIR, voc2007:DIR or coco:IMAGES,ANNOTATIONS",
+        unless="report_only",
     )
     output: str = option("folder of the results; created if it does not exist")
     layer: str | None = option(
@@ -41,13 +48,17 @@ class EvaluationConfig(ModelOptions):
     )
     methods: tuple[str, ...] = option(
         "names with commas, in any case; all stands for those not named but cam, which "
-        "needs a pooled linear head (`captum-unioncam methods` lists them); options as "
-        "in unioncam:theta=30",
+        "needs a pooled linear head, and the baselines (`captum-unioncam methods` "
+        "lists them); options as in unioncam:theta=30; package.module:Class is a class "
+        "of your own",
         ("all",),
+    )
+    baseline_methods: tuple[str, ...] = option(
+        "methods that look at no model, added to every table; none: none", BASELINES
     )
     metrics: tuple[str, ...] = option(
         "names with commas (`captum-unioncam metrics` lists them)",
-        ("drop", "increase", "insertion", "deletion"),
+        ("drop", "complexity", "increase", "insertion", "deletion"),
     )
     num_images: int | None = option("random images (default: all)", None, low=1)
     seed: int = option(
@@ -95,14 +106,20 @@ class EvaluationConfig(ModelOptions):
     )
     steps: int = option("points of the insertion and deletion curves", 50, low=1)
     sanity: int = option("images of the randomisation check", 0, low=0)
+    reference: str | None = option(
+        "method that the others are compared with (default: the first)", None
+    )
+    ablation: bool = option(
+        "show the variants of UnionCAM in a table of their own", False
+    )
     amp: bool = option("run the model in bfloat16 where that is safe", False)
     compile: bool = option("compile the model for the masked passes", False)
     device: str | None = option(
         "device of torch (default: cuda where there is one, else cpu)", None
     )
     resume: bool = option(
-        "continue an interrupted run in the same folder, if options, weights, images, "
-        "sources and versions are the same",
+        "continue an interrupted run in the same folder, or add methods or images to a "
+        "finished one, if other options, weights, sources and versions are the same",
         False,
     )
 
@@ -137,7 +154,7 @@ PAPER: Mapping[str, Any] = {
     "preprocessing": "unit",
     "theta": 10.0,
     "num_images": 2000,
-    "metrics": ("drop", "increase", "insertion", "deletion"),
+    "metrics": ("drop", "complexity", "increase", "insertion", "deletion"),
 }
 
 # The ablation of the paper: its modules alone, and theta.
@@ -154,5 +171,5 @@ ABLATION: Mapping[str, str] = {
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": PAPER,
-    "ablation": {**PAPER, "methods": tuple(ABLATION)},
+    "ablation": {**PAPER, "methods": tuple(ABLATION), "ablation": True},
 }

@@ -1,11 +1,17 @@
-"""Methods with their options as labels, such as unioncam:theta=30."""
+"""Methods with their options as labels, such as unioncam:theta=30.
+
+``package.module:Class`` is a class of the user's own, which may have options too.
+"""
 
 import ast
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from captum.attr import Attribution
+
 from captum_unioncam._checks import did_you_mean
+from captum_unioncam._objects import named_object
 from captum_unioncam.evaluation.methods import METHODS, Method
 
 # Captum's common arguments, what only Python has, and what changes more than the map.
@@ -24,12 +30,16 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
         ValueError: If there is no such method, or the method has no such option.
     """
     name, *pairs = _normal(label).split(":")
-    if name not in METHODS:
+    if name in METHODS:
+        method = METHODS[name]
+    elif pairs and "=" not in pairs[0]:  # a class, and no option
+        name = f"{name}:{pairs.pop(0)}"
+        method = own_method(name)
+    else:
         raise ValueError(
             f"there is no method {name!r}{did_you_mean(name.lower(), METHODS)}; known "
-            f"are {', '.join(METHODS)}"
+            f"are {', '.join(METHODS)}, and package.module:Class is one of your own"
         )
-    method = METHODS[name]
     parameters = {
         **inspect.signature(method.attribution.attribute).parameters,
         **inspect.signature(method.attribution).parameters,
@@ -58,6 +68,35 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
     return method, options
 
 
+def own_method(spec: str) -> Method:
+    """Returns a class of the user's own as a method.
+
+    Args:
+        spec (str): ``package.module:Class``, a :class:`captum.attr.Attribution` with a
+            constructor that takes the model and, if it explains one, a ``layer``.
+
+    Raises:
+        ValueError: If there is no such class, or it is no attribution.
+    """
+    found = named_object(spec, spec)
+    if not (isinstance(found, type) and issubclass(found, Attribution)):
+        raise ValueError(
+            f"{spec!r} must be a class that derives from captum.attr.Attribution, got "
+            f"{found!r}"
+        )
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise ValueError(f"{spec!r} is abstract; it must define {missing}")
+    return Method(
+        found,
+        paper="your own",
+        link="",
+        needs_gradients=True,
+        forwards="unknown",
+        deviations="none",
+    )
+
+
 def _normal(label: str) -> str:
     """Returns a label with the name of its method as it is registered."""
     name, *pairs = label.split(":")
@@ -78,14 +117,33 @@ def _number(text: str) -> float | None:
 def parse_methods(labels: Sequence[str]) -> dict[str, tuple[Method, dict[str, Any]]]:
     """Returns the methods and their options by label, each once.
 
-    Names may be in any case; ``all`` stands for every name that is not among them, and
-    explains any model.
+    Names may be in any case; ``all`` stands for every name that is not among them,
+    explains any model, and is no baseline.
 
     Raises:
         ValueError: As :func:`parse_method`.
     """
     every: list[str] = []
-    of_all = [name for name, method in METHODS.items() if method.any_model]
+    of_all = [n for n, m in METHODS.items() if m.any_model and not m.baseline]
     for label in labels:
         every += of_all if label.casefold() == "all" else [_normal(label)]
     return {label: parse_method(label) for label in dict.fromkeys(every)}
+
+
+def parse_baselines(labels: Sequence[str]) -> dict[str, tuple[Method, dict[str, Any]]]:
+    """Returns the methods of labels that look at no model; of ``none``, no methods.
+
+    Raises:
+        ValueError: As :func:`parse_method`, or if a method looks at a model.
+    """
+    if [label.casefold() for label in labels] == ["none"]:
+        return {}
+    parsed = parse_methods(labels)
+    for label, (method, _) in parsed.items():
+        if not method.baseline:
+            known = [name for name, method in METHODS.items() if method.baseline]
+            raise ValueError(
+                f"{label} looks at the model; name it under `methods`, as these are "
+                f"{', '.join(known)}, or none"
+            )
+    return parsed

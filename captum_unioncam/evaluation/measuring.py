@@ -1,5 +1,6 @@
 """From images to rows: the class to explain, the map of each method, the metrics."""
 
+import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,6 @@ from captum_unioncam.models import classes_named
 
 MAP_DIGITS = 5
 CURVE_DIGITS = 6  # of confidences, for a plot; their areas are exact
-SEEDS = 1_000_003  # apart, so that images do not share the noise of another run
 
 
 class TargetedImage(NamedTuple):
@@ -139,9 +139,18 @@ class Batches:
                 baselines=task.black,
                 masks=[counted_masks(task, image) for image in images],
                 steps=task.config.steps,
-                seeds=[task.config.seed * SEEDS + item.index for item in items],
+                seeds=[noise_seed(task.config.seed, item.name) for item in items],
             )
         return self._by_members[members]
+
+
+def noise_seed(seed: int, name: str) -> int:
+    """Returns the seed of the noise for an image, which does not depend on others.
+
+    Its place in the data set would: images may be added.
+    """
+    content = f"{seed}:{name}".encode(errors="backslashreplace")
+    return int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
 
 
 def measured_rows(

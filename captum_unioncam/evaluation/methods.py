@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam import attr
+from captum_unioncam.evaluation.baselines import Edges, Gaussian, Random
 from captum_unioncam.evaluation.occlusion import Occlusion
 
 
@@ -35,7 +36,9 @@ class Method:
         options (Mapping[str, Any]): Options of ``attribute`` that differ from its
             defaults.
         any_model (bool): Whether it explains models of any head. ``all`` stands for the
-            methods that do.
+            methods that do, but for the baselines.
+        baseline (bool): Whether it looks at no model. The evaluation adds such methods
+            to every table.
     """
 
     attribution: type[Attribution]
@@ -47,6 +50,7 @@ class Method:
     ignores: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
     any_model: bool = True
+    baseline: bool = False
 
     @property
     def takes_layer(self) -> bool:
@@ -329,6 +333,33 @@ _ENTRIES = (
         needs_gradients=True,
         forwards="2",
         deviations="Captum's, summed over the channels, positive part",
+    ),
+    Method(
+        Random,
+        paper="Samek et al. 2017 (baseline)",
+        link="https://arxiv.org/abs/1509.06321",
+        needs_gradients=False,
+        forwards="0",
+        deviations="random values on a grid of 7 a side",
+        baseline=True,
+    ),
+    Method(
+        Gaussian,
+        paper="Choe et al. 2020 (baseline)",
+        link="https://arxiv.org/abs/2001.07437",
+        needs_gradients=False,
+        forwards="0",
+        deviations="its width is a quarter of the image's",
+        baseline=True,
+    ),
+    Method(
+        Edges,
+        paper="Adebayo et al. 2018 (baseline)",
+        link="https://arxiv.org/abs/1810.03292",
+        needs_gradients=False,
+        forwards="0",
+        deviations="the length of the gradient in space, of all channels",
+        baseline=True,
     ),
 )
 

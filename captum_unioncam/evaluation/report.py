@@ -10,15 +10,24 @@ from typing import Any
 
 from captum_unioncam._files import strict_json, write_whole
 from captum_unioncam.errors import printable
-from captum_unioncam.evaluation.document import Section, html, markdown
+from captum_unioncam.evaluation.comparison import Paired, compare
+from captum_unioncam.evaluation.document import (
+    Section,
+    html,
+    latex,
+    markdown,
+    section_to_dict,
+)
 from captum_unioncam.evaluation.row import Row
-from captum_unioncam.evaluation.sections import GalleryItem, report_sections
+from captum_unioncam.evaluation.sections import Findings, report_sections
 from captum_unioncam.evaluation.statistics import (
     COST,
     count_maps,
     list_failures,
+    mean_curves,
     summarize,
 )
+from captum_unioncam.evaluation.tables import column_of
 
 CONTEXT = (
     "command",
@@ -38,16 +47,15 @@ def write_report(
     folder: Path,
     rows: Sequence[Row],
     context: Mapping[str, Any],
-    gallery: Mapping[str, Sequence[GalleryItem]] | None = None,
     further: Sequence[Section] = (),
 ) -> list[Path]:
     """Writes what an evaluation found, for people and for programs.
 
     The files are report.html (all in one), report.md with its plots (drop_increase.png
-    and curves.png, where there are such values, and gallery-001.png and so on),
-    results.csv (a line a row) and, last, report.json. Each is written whole or not at
-    all. In all of them escapes such as ``\\n`` show what is not printed; in results.csv
-    an apostrophe stands before what a spreadsheet would run.
+    and curves.png, where there are such values, and those of ``further``), report.tex
+    (the tables), results.csv (a line a row) and, last, report.json. Each is written
+    whole or not at all. In all of them escapes such as ``\\n`` show what is not
+    printed; in results.csv an apostrophe stands before what a spreadsheet would run.
 
     Args:
         folder (Path): Where to write; made if it does not exist.
@@ -55,10 +63,10 @@ def write_report(
         context (Mapping[str, Any]): What was run, all of it JSON: ``command`` (str),
             ``config`` (dict), ``hardware`` (str), ``images`` (int), ``methods`` (list
             of labels), ``metrics`` (list of names), ``seed`` (int), ``versions``
-            (dict), and, if it is known, ``layer`` (dict of ``name`` and ``size``).
+            (dict), and, if it is known, ``layer`` (dict of ``name`` and ``size``);
+            ``reference`` (str) is the method to compare with, if it is not the first,
+            and ``ablation`` (bool) whether to show the variants of UnionCAM apart.
             Further entries go to report.json.
-        gallery (Mapping[str, Sequence[GalleryItem]], optional): Pictures to show for
-            methods. Default: None
         further (Sequence[Section], optional): What else to say, at the end. Default: ()
 
     Returns:
@@ -75,30 +83,30 @@ def write_report(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     files = write_report(Path(folder), [], context)
         >>> [file.name for file in files]
-        ['report.md', 'report.html', 'results.csv', 'report.json']
+        ['report.md', 'report.html', 'report.tex', 'results.csv', 'report.json']
     """
     missing = [name for name in CONTEXT if name not in context]
     if missing:
         raise ValueError(f"`context` must have {list(CONTEXT)}; it lacks {missing}.")
-    summary = summarize(rows, context["methods"], context["metrics"])
-    failures = list_failures(rows)
-    found = report_sections(rows, context, summary, failures, gallery or {})
-    sections = [*found, *further]
-    results = {
-        method: {name: asdict(value) for name, value in values.items()}
-        for method, values in summary.items()
+    found = findings(rows, context)
+    sections = [*report_sections(context, found), *further]
+    everything = {
+        **dict(sorted(context.items())),
+        "results": {
+            method: {name: asdict(value) for name, value in values.items()}
+            for method, values in found.summary.items()
+        },
+        "comparisons": found.comparison.to_dict(),
+        "maps": {method: asdict(count) for method, count in found.maps.items()},
+        "failures": found.failures,
+        "further": [section_to_dict(section) for section in further],
     }
-    maps = count_maps(rows, context["methods"])
-    counts = {method: asdict(count) for method, count in maps.items()}
     texts = {
         "report.md": markdown(sections),
         "report.html": html(sections),
+        "report.tex": latex(sections),
         "results.csv": _csv(rows, context["metrics"]),
-        "report.json": strict_json(
-            {**context, "results": results, "maps": counts, "failures": failures},
-            indent=2,
-        )
-        + "\n",
+        "report.json": f"{strict_json(everything, indent=2)}\n",
     }
     files = {p.file: p.png for section in sections for p in section.pictures}
     # A file's name may hold bytes that are no text; it must not cost the report.
@@ -107,6 +115,31 @@ def write_report(
     for name, content in files.items():
         write_whole(folder / name, content)
     return [folder / name for name in files]
+
+
+def findings(rows: Sequence[Row], context: Mapping[str, Any]) -> Findings:
+    """Returns what the rows of an evaluation say.
+
+    Args:
+        rows, context: As in :func:`write_report`.
+
+    Raises:
+        ValueError: If a row, or the reference, is of a method that is not in
+            ``context``.
+    """
+    methods, metrics = context["methods"], context["metrics"]
+    summary = summarize(rows, methods, metrics)
+    maps = count_maps(rows, methods)
+    better = {name: column_of(name).better for name in metrics}
+    paired = Paired(rows, methods, better, context["seed"])
+    return Findings(
+        summary,
+        maps,
+        mean_curves(rows, methods),
+        list_failures(rows),
+        paired,
+        compare(paired, summary, maps, context.get("reference")),
+    )
 
 
 def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:

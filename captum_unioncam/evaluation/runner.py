@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from captum_unioncam import __version__
-from captum_unioncam._checks import check_choice
-from captum_unioncam.errors import ConfigError, one_line
+from captum_unioncam._checks import check_choice, did_you_mean
+from captum_unioncam.errors import ConfigError, DataError, one_line
 from captum_unioncam.evaluation.appendix import check_sanity, make_gallery
 from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.data import Images, Listed, check_unchanged
@@ -35,7 +35,7 @@ from captum_unioncam.evaluation.measuring import (
     measured_rows,
     targeted,
 )
-from captum_unioncam.evaluation.labels import parse_methods
+from captum_unioncam.evaluation.labels import parse_baselines, parse_methods
 from captum_unioncam.evaluation.metrics import METRICS
 from captum_unioncam.evaluation.objects import check_boxes, check_objects
 from captum_unioncam.evaluation.own import Own, Statistics, check_own, own_parts
@@ -48,6 +48,8 @@ from captum_unioncam.evaluation.storage import (
     begin_folder,
     check_folder,
     finished_rows,
+    held_methods,
+    in_order,
     read_rows,
 )
 from captum_unioncam.evaluation.task import Methods, Task, load_task
@@ -129,7 +131,9 @@ def evaluate(
         stack.enter_context(_cpu_by_default())
         if device.type == "cuda" and process.world_size > 1:
             device = torch.device("cuda", process.local_rank)
-        methods = process.run_all(partial(_checked_methods, config))
+        # What a folder to continue holds belongs to the run, and to its report.
+        held = process.run_first(partial(_held_methods, config))
+        methods = process.run_all(partial(_checked_methods, config, held))
         metrics = tuple(dict.fromkeys(config.metrics))
         parts = partial(own_parts, model, dataset, mean, std, categories)
         own = process.run_all(parts)
@@ -192,15 +196,32 @@ def _cpu_by_default() -> AbstractContextManager[Any]:
     return torch.device("cpu")
 
 
-def _checked_methods(config: EvaluationConfig) -> Methods:
-    """Returns the methods by label; refuses names of methods and metrics."""
-    try:
-        methods = parse_methods(config.methods)
-    except ValueError as error:
-        raise ConfigError(f"`methods`: {error}") from error
+def _held_methods(config: EvaluationConfig) -> list[str]:
+    """Returns the labels of the methods of the folder to continue."""
+    return held_methods(Path(config.output)) if config.resume else []
+
+
+def _checked_methods(config: EvaluationConfig, held: Sequence[str]) -> Methods:
+    """Returns the methods by label; refuses names of methods and metrics.
+
+    Those of the folder to continue come first, and the baselines last.
+    """
     for field in ("methods", "metrics"):
         if not getattr(config, field):
             raise ConfigError(f"`{field}` must name at least one {field[:-1]}")
+    try:
+        methods = parse_methods([*held, *config.methods])
+    except ValueError as error:
+        raise ConfigError(f"`methods`: {error}") from error
+    try:
+        methods |= parse_baselines(config.baseline_methods)
+    except ValueError as error:
+        raise ConfigError(f"`baseline_methods`: {error}") from error
+    if config.reference is not None and config.reference not in methods:
+        raise ConfigError(
+            f"`reference` must be one of the methods, {', '.join(methods)}, got "
+            f"{config.reference!r}{did_you_mean(config.reference, methods)}"
+        )
     for name in config.metrics:
         try:
             check_choice("metrics", name, METRICS)
@@ -239,8 +260,21 @@ def _checked_finished(
     process.run_first(partial(check_labels, task, shown))
     process.run_first(partial(check_objects, task.config, task.objects, shown))
     finished = process.run_first(partial(finished_rows, folder))
+    lost = finished.files.keys() - {entry.name for entry in shown}
+    process.run_first(partial(_check_none_lost, folder, sorted(lost)))
     process.run_all(partial(check_unchanged, process.shard(shown), finished.files))
     return finished.rows
+
+
+def _check_none_lost(folder: Path, lost: Sequence[str]) -> None:
+    """Refuses to continue a run without some of its images."""
+    if lost:
+        others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise DataError(
+            f"`output`: {folder} holds rows of {lost[0]}{others}, which this run would "
+            "leave out: images may be added to a run, but not taken away; put them "
+            "back, raise num_images, or choose another folder"
+        )
 
 
 def _chosen(count: int, config: EvaluationConfig) -> list[int]:
@@ -326,10 +360,7 @@ def _report(
     Raises:
         ConfigError: If a file of it cannot be written.
     """
-    order = {label: place for place, label in enumerate(task.methods)}
-    rows = sorted(
-        rows, key=lambda row: (row["index"], order.get(row["method"] or "", -1))
-    )
+    rows = in_order(rows, task.methods)
     context = {
         "command": command,
         "config": task.config.comparable(),
@@ -344,12 +375,14 @@ def _report(
         "metrics": list(task.config.metrics),
         "images": count,
         "seed": task.config.seed,
+        "reference": task.config.reference,
+        "ablation": task.config.ablation,
     }
     try:
         write_report(folder, rows, context)  # safe before what may still take long
-        further = [check_sanity(task, images, rows)] if task.config.sanity else []
-        gallery = make_gallery(task, images, rows, folder)
-        write_report(folder, rows, context, gallery, further)
+        further = make_gallery(task, images, rows, folder)
+        further += [check_sanity(task, images, rows)] if task.config.sanity else []
+        write_report(folder, rows, context, further)
     except OSError as error:
         raise ConfigError(
             f"`output`: the report cannot be written to {folder} ({one_line(error)}); "

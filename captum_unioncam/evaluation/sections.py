@@ -3,30 +3,38 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from captum_unioncam._files import strict_json
-from captum_unioncam.evaluation.config import ABLATION
+from captum_unioncam.evaluation.comparison import (
+    CONFIDENCE,
+    FEWEST_PAIRS,
+    RESAMPLES,
+    Comparison,
+    Leaders,
+    Paired,
+    find_leaders,
+)
+from captum_unioncam.evaluation.config import ABLATION, BASELINES
 from captum_unioncam.evaluation.document import Column, Picture, Section, Table
 from captum_unioncam.evaluation.figures import bars_figure, curves_figure, png_of
-from captum_unioncam.evaluation.metrics import METRICS
-from captum_unioncam.evaluation.row import Row
-from captum_unioncam.evaluation.statistics import (
-    Estimate,
-    MapCounts,
-    Summary,
-    count_maps,
-    mean_curves,
+from captum_unioncam.evaluation.statistics import Estimate, MapCounts, Summary
+from captum_unioncam.evaluation.tables import (
+    column_of,
+    differences_table,
+    means_table,
+    summary_table,
 )
 
 COLUMNS_PER_TABLE = 4
+DIFFERENCES_PER_TABLE = 5  # those of the default metrics
 MOST_FAILURES_SHOWN = 100
 
 DROP_INCREASE = ("drop", "increase")
+# Broad maps lose less of the confidence: their area stands beside the drop.
+AREA = "complexity"
 INSERTION_DELETION = ("insertion", "deletion")
 PAPER = DROP_INCREASE + INSERTION_DELETION
-MAP_COLUMNS = ("constant maps", "maps not finite")
 COST_COLUMNS = {
     "seconds": Column("seconds per image", None, 3),
     "forwards": Column("forward passes per image", None, 1),
@@ -34,72 +42,129 @@ COST_COLUMNS = {
 
 
 @dataclass(frozen=True)
-class GalleryItem:
-    """A picture that stands for a method: one of its best or worst images.
+class Findings:
+    """What the rows of an evaluation say.
 
     Attributes:
-        label (str): Why it is shown, such as "best drop".
-        id (str): The image's.
-        value (float or None): The value that it was chosen for.
-        png (bytes): The picture, a PNG file.
+        summary (Summary): The means of each method.
+        maps (Mapping[str, MapCounts]): The maps of each method that show nothing.
+        curves (Mapping): The mean curves, by kind and method.
+        failures (Mapping[str, Any]): The failures.
+        paired (Paired): The values, image by image.
+        comparison (Comparison): The methods, compared in pairs.
     """
 
-    label: str
-    id: str
-    value: float | None
-    png: bytes
+    summary: Summary
+    maps: Mapping[str, MapCounts]
+    curves: Mapping[str, Mapping[str, list[Estimate]]]
+    failures: Mapping[str, Any]
+    paired: Paired
+    comparison: Comparison
+
+    @property
+    def leaders(self) -> Mapping[str, Leaders]:
+        """The best methods of each metric."""
+        return self.comparison.leaders
 
 
-def report_sections(
-    rows: Sequence[Row],
-    context: Mapping[str, Any],
-    summary: Summary,
-    failures: Mapping[str, Any],
-    gallery: Mapping[str, Sequence[GalleryItem]],
-) -> Iterator[Section]:
+def report_sections(context: Mapping[str, Any], found: Findings) -> Iterator[Section]:
     """Yields the report from top to bottom.
 
     Args:
-        rows (Sequence[Row]): The runner's rows.
         context (Mapping[str, Any]): What was run; see :func:`.write_report`.
-        summary (Summary): The means of the rows.
-        failures (Mapping[str, Any]): The failures among the rows.
-        gallery (Mapping[str, Sequence[GalleryItem]]): Pictures to show for methods.
+        found (Findings): What the rows say.
     """
-    columns = {name: _column(name) for name in context["metrics"]}
-    maps = count_maps(rows, context["methods"])
+    columns = {name: column_of(name) for name in context["metrics"]}
 
     def chosen(names: Iterable[str]) -> dict[str, Column]:
         return {name: columns[name] for name in names if name in columns}
 
-    yield _what_was_run(context, failures)
+    def means(columns: Mapping[str, Column]) -> Table:
+        return means_table(found.summary, found.maps, columns, found.leaders)
+
+    yield _summary(context, found, columns)
+    yield _what_was_run(context, found.failures)
     if shown := chosen(DROP_INCREASE):
-        yield _drop_increase(summary, maps, shown)
+        # The area stands behind the drop.
+        shown = chosen(("drop", AREA, "increase") if "drop" in shown else DROP_INCREASE)
+        yield _drop_increase(found, means(shown), shown)
+    told = set(shown)
     shown = chosen(INSERTION_DELETION)
-    curves = mean_curves(rows, context["methods"])
-    if shown or curves:
-        yield _insertion_deletion(summary, maps, shown, curves)
-    if others := [name for name in columns if name not in PAPER]:
-        starts = range(0, len(others), COLUMNS_PER_TABLE)
-        groups = [chosen(others[i : i + COLUMNS_PER_TABLE]) for i in starts]
-        tables = tuple(_means(summary, maps, group) for group in groups)
+    if shown or found.curves:
+        yield _insertion_deletion(found, [means(shown)] if shown else [])
+    told |= set(shown)
+    if others := [name for name in columns if name not in told]:
+        tables = tuple(
+            means(chosen(names)) for names in _few(others, COLUMNS_PER_TABLE)
+        )
         yield Section("Further metrics", tables=tables)
-    variants = _ablation(context["methods"])
+    if found.comparison.differences and columns:
+        yield _differences(context, found.comparison, columns)
+    variants = _ablation(context["methods"]) if context.get("ablation") else {}
     if len(variants) > 1 and (shown := chosen(PAPER)):
-        yield Section("Ablation", tables=(_means(summary, maps, shown, variants),))
-    yield Section("Cost", tables=(_means(summary, maps, COST_COLUMNS),))
-    yield _failed(failures)
-    yield from _gallery(gallery)
+        yield _variants(found, shown, variants)
+    yield Section("Cost", tables=(means(COST_COLUMNS),))
+    yield _failed(found.failures)
+
+
+def _few(names: Sequence[str], most: int) -> list[Sequence[str]]:
+    """Returns the names in groups that a table has room for."""
+    return [names[i : i + most] for i in range(0, len(names), most)]
+
+
+def _summary(
+    context: Mapping[str, Any], found: Findings, columns: Mapping[str, Column]
+) -> Section:
+    comparison = found.comparison
+    text = (
+        f"Means over {context['images']} images. Bold are the best mean of a column "
+        "and the means that are not resolved from it: those of methods whose paired "
+        f"difference to the best one, image by image, has a {CONFIDENCE:.0%} interval "
+        f"that contains 0 (percentile bootstrap, {RESAMPLES:,} resamples of the "
+        f"images, seed {comparison.seed}). Nothing is bold where that is every method, "
+        f"as with fewer than {FEWEST_PAIRS} images. Methods with maps that are "
+        "constant or not finite, or with a mean over fewer images than others, are not "
+        "ranked. The intervals are not corrected for the number of comparisons, and "
+        "the best of many methods is partly luck: choose on some images, and report on "
+        "others."
+    )
+    if any(name.partition(":")[0] in BASELINES for name in context["methods"]):
+        text += (
+            " random, gaussian and edges look at no model: a metric on which one of "
+            "them is bold does not tell what the model looks at."
+        )
+    return Section(
+        "Summary", text, tables=(summary_table(found.summary, found.leaders, columns),)
+    )
+
+
+def _differences(
+    context: Mapping[str, Any], comparison: Comparison, columns: Mapping[str, Column]
+) -> Section:
+    reference = comparison.reference
+    text = (
+        f"Each method less {reference} on the same images: the mean difference, its "
+        f"{CONFIDENCE:.0%} interval (as above), and the share of the images on which "
+        f"the method is better than {reference} (equal ones count half). Bold is what "
+        "an interval without 0 resolves, for better or for worse. A number in "
+        "parentheses is that of the images, where some have no value."
+    )
+    tables = tuple(
+        differences_table(
+            comparison, {name: columns[name] for name in names}, context["images"]
+        )
+        for names in _few(list(columns), DIFFERENCES_PER_TABLE)
+    )
+    return Section(f"Differences to {reference}", text, tables=tables)
 
 
 def _what_was_run(context: Mapping[str, Any], failures: Mapping[str, Any]) -> Section:
     text = (
         f"Methods: {len(context['methods'])}. Images: {context['images']}. Failures: "
-        f"{failures['count']}. A value is a mean ± one standard error (number of "
-        "images). NaN counts the images for which it is undefined, which the mean "
-        "leaves out. A constant map has one value everywhere; one that is not finite "
-        "holds NaN or infinities. The best mean of a column is bold, of the methods "
-        "without such maps, over the most images."
+        f"{failures['count']}. In the tables below, a value is a mean ± one standard "
+        "error (number of images). NaN counts the images for which it is undefined, "
+        "which the mean leaves out. A constant map has one value everywhere; one that "
+        "is not finite holds NaN or infinities."
     )
     facts = [(name, context[name]) for name in ("images", "seed", "hardware")]
     facts += [*context["config"].items(), *context["versions"].items()]
@@ -114,100 +179,40 @@ def _what_was_run(context: Mapping[str, Any], failures: Mapping[str, Any]) -> Se
 
 
 def _drop_increase(
-    summary: Summary, maps: Mapping[str, MapCounts], columns: Mapping[str, Column]
+    found: Findings, table: Table, columns: Mapping[str, Column]
 ) -> Section:
     caption = "Means, with one standard error each way"
-    png = png_of(bars_figure(summary, columns))
+    png = png_of(bars_figure(found.summary, columns))
+    text = ""
+    if AREA in columns:
+        text = (
+            "Broad maps lose less of the confidence, whatever they show: read the drop "
+            "beside the complexity, which is the mean of the map as a mask."
+        )
     return Section(
         "Average drop and increase",
-        tables=(_means(summary, maps, columns),),
+        text,
+        tables=(table,),
         pictures=(Picture("drop_increase.png", caption, png),),
     )
 
 
-def _insertion_deletion(
-    summary: Summary,
-    maps: Mapping[str, MapCounts],
-    columns: Mapping[str, Column],
-    curves: Mapping[str, Mapping[str, list[Estimate]]],
-) -> Section:
+def _insertion_deletion(found: Findings, tables: Sequence[Table]) -> Section:
     caption = "Mean curves, with bands of one standard error each way"
     pictures: tuple[Picture, ...] = ()
-    if curves:
-        drawn = curves_figure(curves, {kind: _column(kind) for kind in curves})
+    if curves := found.curves:
+        drawn = curves_figure(curves, {kind: column_of(kind) for kind in curves})
         pictures = (Picture("curves.png", caption, png_of(drawn)),)
-    return Section(
-        "Insertion and deletion",
-        tables=(_means(summary, maps, columns),) if columns else (),
-        pictures=pictures,
-    )
+    return Section("Insertion and deletion", "", "", tuple(tables), pictures)
 
 
-def _means(
-    summary: Summary,
-    maps: Mapping[str, MapCounts],
-    columns: Mapping[str, Column],
-    variants: Mapping[str, str] | None = None,
-) -> Table:
-    """Returns a table of means, a row a method, or a variant by its name too."""
-    labels = list(summary if variants is None else variants)
-    first = [(m,) if variants is None else (variants[m], m) for m in labels]
-    cells = [
-        tuple(_cell(summary[m][name], column) for name, column in columns.items())
-        + (f"{maps[m].constant}", f"{maps[m].broken}")
-        for m in labels
-    ]
-    left = 1 if variants is None else 2
-    # A map that shows nothing is the least complex of all.
-    ranked = {m: summary[m] for m in labels if maps[m].none}
-    bold = {
-        (labels.index(list(ranked)[row]), left + place)
-        for place, (name, column) in enumerate(columns.items())
-        for row in _best([v[name] for v in ranked.values()], column.better)
-    }
-    return Table(
-        ("variant", "method")[-left:]
-        + tuple(column.heading for column in columns.values())
-        + MAP_COLUMNS,
-        [names + values for names, values in zip(first, cells, strict=True)],
-        left,
-        frozenset(bold),
-    )
-
-
-def _cell(value: Estimate, column: Column) -> str:
-    """Returns a mean as text, such as "12.30 ± 0.41 (98, 2 NaN)"."""
-    counts = [f"{value.n}"] if value.n else []
-    counts += [f"{value.nan} NaN"] if value.nan else []
-    note = f" ({', '.join(counts)})" if counts else ""
-    if value.mean is None:
-        return f"n/a{note}"
-    text = f"{value.mean:.{column.decimals}f}"
-    if value.standard_error is not None:
-        text += f" ± {value.standard_error:.{column.decimals}f}"
-    return text + note
-
-
-def _best(values: Sequence[Estimate], better: str | None) -> list[int]:
-    """Returns the places of the best mean, of two at least.
-
-    A mean that leaves out images that others have is not compared with theirs.
-    """
-    most = max((value.n for value in values), default=0)
-    means = [value.mean if value.n == most else None for value in values]
-    known = [mean for mean in means if mean is not None]
-    if better is None or len(known) < 2:
-        return []
-    best = max(known) if better == "higher" else min(known)
-    return [place for place, mean in enumerate(means) if mean == best]
-
-
-def _column(name: str) -> Column:
-    """Returns how the registry's metric of a name is shown, or else any other."""
-    if name not in METRICS:
-        return Column(name)
-    metric = METRICS[name]
-    return Column(metric.title, metric.better, 2 if "%" in metric.title else 4)
+def _variants(
+    found: Findings, columns: Mapping[str, Column], variants: Mapping[str, str]
+) -> Section:
+    """Returns the ablation, whose best is that of the variants."""
+    leaders = find_leaders(found.paired, found.summary, found.maps, list(variants))
+    table = means_table(found.summary, found.maps, columns, leaders, variants)
+    return Section("Ablation", tables=(table,))
 
 
 def _ablation(methods: Sequence[str]) -> dict[str, str]:
@@ -239,19 +244,3 @@ def _failed(failures: Mapping[str, Any]) -> Section:
             Table(("image", "method", "error"), rows, left=3),
         ),
     )
-
-
-def _gallery(gallery: Mapping[str, Sequence[GalleryItem]]) -> Iterator[Section]:
-    # Ids may hold what a file's name may not, so that numbers name the files.
-    numbers = count(1)
-    for method, items in gallery.items():
-        pictures = tuple(
-            Picture(f"gallery-{next(numbers):03}.png", _caption(item), item.png)
-            for item in items
-        )
-        yield Section(f"Gallery of {method}", pictures=pictures)
-
-
-def _caption(item: GalleryItem) -> str:
-    value = "n/a" if item.value is None else f"{item.value:.4g}"
-    return f"{item.label}: {item.id} ({value})"

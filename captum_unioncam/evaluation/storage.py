@@ -8,7 +8,7 @@ A line that it left unfinished is dropped.
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -28,12 +28,16 @@ NAME = re.compile(rb'"id": ("(?:[^"\\]|\\.)*")')
 # What is only known once the model is loaded.
 WEIGHTS = "weights_digest"
 
+# What a run may have more of when it is continued: methods and images. Its old images
+# are known by their names and their files' digests, which are in the rows.
+METHODS = "methods"
+IMAGES = ("num_images", "files", "names")
+
 # What a difference of digests means.
 CHANGED = {
     WEIGHTS: "the values of the weights have changed",
     "architecture": "the model's modules, or their source, have changed",
     "code": "the source of captum_unioncam has changed",
-    "names": "the names of the images have changed",
     "objects": "the content of the file of objects' names has changed",
     "sources": "the source of {} has changed",
     "measures": "the source of {} has changed",
@@ -57,6 +61,9 @@ class Finished(NamedTuple):
 def check_folder(folder: Path, known: Mapping[str, Any], resume: bool) -> None:
     """Refuses a folder that holds a run, unless it is this run to continue.
 
+    It is, if it has the methods of the run before, or more, and nothing but the images
+    differs.
+
     Args:
         folder (Path): The folder of the results.
         known (Mapping[str, Any]): The configuration, all of it JSON, as far as it is
@@ -77,8 +84,40 @@ def check_folder(folder: Path, known: Mapping[str, Any], resume: bool) -> None:
     _check_same(folder, before, {WEIGHTS: before.get(WEIGHTS), **known})
 
 
+def held_methods(folder: Path) -> list[str]:
+    """Returns the labels of the methods of the run in a folder, if there is one.
+
+    Raises:
+        ConfigError: If the folder cannot be read, or holds something else.
+    """
+    labels = (_read_config(folder) or {}).get(METHODS)
+    return list(labels) if labels and _is_list_of_text(labels) else []
+
+
+def held_run(folder: Path) -> dict[str, Any]:
+    """Returns the configuration of the run in a folder, with what a report needs.
+
+    Raises:
+        ConfigError: If there is none, or it lacks something.
+    """
+    run = _read_config(folder)
+    if run is None:
+        raise ConfigError(f"`output`: {folder} holds no run to report on")
+    sound = _is_list_of_text(run.get(METHODS)) and _is_list_of_text(run.get("metrics"))
+    if not sound or not isinstance(run.get("seed"), int):
+        raise ConfigError(
+            f"`output`: {folder / CONFIG_FILE} is no configuration of a run (it must "
+            "have methods, metrics and a seed)"
+        )
+    return run
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
 def begin_folder(folder: Path, known: Mapping[str, Any]) -> None:
-    """Writes the configuration, if it is not there, and removes what killed runs left.
+    """Writes the configuration, if it is another, and removes what killed runs left.
 
     Args:
         folder (Path): The folder of the results, which is held and checked.
@@ -88,10 +127,10 @@ def begin_folder(folder: Path, known: Mapping[str, Any]) -> None:
         ConfigError: If it cannot be written.
     """
     remove_temporaries(folder)
-    path = folder / CONFIG_FILE
+    path, content = folder / CONFIG_FILE, f"{strict_json(known, indent=2)}\n".encode()
     try:
-        if not path.exists():
-            write_whole(path, f"{strict_json(known, indent=2)}\n".encode())
+        if not path.exists() or path.read_bytes() != content:
+            write_whole(path, content)
     except OSError as error:
         raise unusable(folder, error) from error
 
@@ -125,15 +164,27 @@ def _check_same(
     """Refuses to continue a run of another configuration, and says what differs."""
     old, new = _flat(before), _flat(known)
     for name in sorted({*old, *new}):
-        if old.get(name) == new.get(name):
-            continue
         kind, _, label = name.partition(".")
+        added = kind == "sources" and name not in old
+        if old.get(name) == new.get(name) or name in IMAGES or added:
+            continue
+        if name == METHODS and _holds(new.get(name), old.get(name)):
+            continue
         changed = CHANGED.get(kind, "").format(label)
         raise ConfigError(
             f"`output`: {folder} holds a run of another configuration ("
             f"{f'{changed}: ' if changed and name in old else ''}{name} was "
             f"{old.get(name)!r}, is {new.get(name)!r}); choose another folder"
         )
+
+
+def _holds(every: Any, some: Any) -> bool:
+    """Returns whether a list has all that another one has."""
+    return (
+        isinstance(every, list)
+        and isinstance(some, list)
+        and all(label in every for label in some)
+    )
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,38 +302,52 @@ def finished_rows(folder: Path) -> Finished:
 
 
 def read_rows(
-    folder: Path, places: Mapping[str, int], methods: Collection[str]
+    folder: Path, places: Mapping[str, int] | None, methods: Collection[str]
 ) -> list[Row]:
     """Returns the rows of images, without repetitions and without the maps.
 
-    They are in the order of the images. A failure that a later run repaired does not
-    count.
+    They are in the order of the images, under their places in the data set of now. A
+    failure that a later run repaired does not count.
 
     Args:
         folder (Path): The folder of the results.
-        places (Mapping[str, int]): The place in the data set of each image, by name.
+        places (Mapping[str, int] or None): The place in the data set of each image, by
+            name; None for all images, under the places that their rows have.
         methods (Collection[str]): The labels of the methods.
 
     Raises:
-        ConfigError: If a row of these images is of another place or method.
+        ConfigError: If a row of these images is of another method.
     """
     rows: dict[str, dict[str | None, Row]] = {}  # by image, then by method
     packed = Packer()
     for row in _lines(folder):
         ours = rows.setdefault(row["id"], {})
-        if row["id"] not in places or ("error" in row and row["method"] in ours):
+        if "error" in row and row["method"] in ours:
             continue
-        if row["index"] != places[row["id"]] or row["method"] not in (*methods, None):
+        if places is not None:
+            if row["id"] not in places:
+                continue
+            row["index"] = places[row["id"]]
+        if row["method"] not in (*methods, None):
             raise ConfigError(
                 f"`output`: {folder} holds a row of another run (image {row['id']!r}, "
-                f"number {row['index']}, method {row['method']!r}); delete its line"
+                f"method {row['method']!r}); delete its line"
             )
         ours[row["method"]] = packed(row)
     for ours in rows.values():
         if len(ours) > 1:
             ours.pop(None, None)  # the image was read in the end
     kept = chain.from_iterable(ours.values() for ours in rows.values())
-    return sorted(kept, key=lambda row: row["index"])
+    return sorted(kept, key=lambda row: (row["index"], row["id"]))
+
+
+def in_order(rows: Iterable[Row], methods: Iterable[str]) -> list[Row]:
+    """Returns rows in the order of the images, and of the methods for each image."""
+    order = {label: place for place, label in enumerate(methods)}
+    return sorted(
+        rows,
+        key=lambda row: (row["index"], row["id"], order.get(row["method"] or "", -1)),
+    )
 
 
 def read_maps(folder: Path, wanted: Collection[tuple[str, str]]) -> dict[Any, Any]:

@@ -28,7 +28,7 @@ def tiny_model():
 def no_pictures():
     """Leaves the pictures out, which take longer than a tiny model's images."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "make_gallery", lambda *_: {})
+        patch.setattr(runner, "make_gallery", lambda *_: [])
         for name in ("bars_figure", "curves_figure"):
             patch.setattr(sections, name, lambda *_: None)
         patch.setattr(sections, "png_of", lambda _: PNG)

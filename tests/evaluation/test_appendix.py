@@ -4,21 +4,79 @@ import json
 import re
 
 import pytest
+from PIL import Image
 from runs import config
 
-from captum_unioncam.evaluation import appendix, runner
+from captum_unioncam.evaluation import appendix, measuring, runner
 from captum_unioncam.evaluation.runner import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny_model")
 
 
+def captions(text):
+    """Returns the lines of the gallery's pictures."""
+    shown = re.findall(r"!\[From the top: (.*)\]\(gallery-\d+.png\)", text)
+    return [line for caption in shown for line in caption.split("; ")]
+
+
+def ranked(folder, method="gradcam", metric="insertion"):
+    """Returns the images by falling values of a method, as the gallery names them."""
+    rows = map(json.loads, (folder / "rows-00000.jsonl").open())
+    chosen = [row for row in rows if row["method"] == method]
+    chosen.sort(key=lambda row: -row["metrics"][metric])
+    return [
+        f"{row['id']}, {row['target_name']} ({metric} {row['metrics'][metric]:.4g})"
+        for row in chosen
+    ]
+
+
 def test_a_sanity_check_and_a_gallery_are_part_of_the_report(images, tmp_path):
-    evaluate(config(images, tmp_path, methods=("gradcam",), sanity=1))
+    evaluate(config(images, tmp_path, methods=("gradcam", "layercam"), sanity=1))
     text = (tmp_path / "report.md").read_text()
     assert "## Randomisation of the model" in text and "| gradcam | 1.00 |" in text
-    assert text.count("](gallery-") == 4  # two best and two worst of five
     html = (tmp_path / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 7
+    assert html.count("data:image/png;base64,") == 4
+    assert "best and the worst insertion of gradcam, under all methods" in text
+    names = ranked(tmp_path)
+    best, worst = names[:2], names[-2:]
+    assert captions(text) == [f"best: {n}" for n in best] + [
+        f"worst: {n}" for n in worst
+    ]
+    with Image.open(tmp_path / "gallery-001.png") as picture:
+        # Four rows of the image and two maps, and a line of titles.
+        assert 0.7 < picture.width / picture.height < 0.78
+
+
+def test_the_gallery_is_by_the_reference_and_the_first_metric(images, tmp_path):
+    options = {"metrics": ("drop", "complexity"), "reference": "layercam"}
+    evaluate(config(images, tmp_path, methods=("gradcam", "layercam"), **options))
+    text = (tmp_path / "report.md").read_text()
+    assert "the best and the worst average drop, % of layercam, under all" in text
+    names = ranked(tmp_path, "layercam", "drop")[::-1]
+    assert captions(text)[0] == f"best: {names[0]}"
+
+
+def test_one_image_is_the_best_and_no_image_is_worst(images, tmp_path):
+    evaluate(config(images, tmp_path, methods=("gradcam",), num_images=1))
+    (line,) = captions((tmp_path / "report.md").read_text())
+    assert line.startswith("best: ")
+
+
+def test_images_without_a_sound_map_of_each_method_are_left_out(
+    images, tmp_path, monkeypatch
+):
+    measure = measuring._measured
+
+    def failing(task, label, shown, batch):
+        if label == "layercam" or shown[0].item.name in ("0.png", "1.png", "2.png"):
+            raise RuntimeError("too bad")
+        return measure(task, label, shown, batch)
+
+    monkeypatch.setattr(measuring, "_measured", failing)
+    evaluate(config(images, tmp_path, methods=("gradcam", "layercam")))
+    lines = captions((tmp_path / "report.md").read_text())
+    assert {re.search("(.).png", line)[1] for line in lines} == {"3", "4"}
+    assert [line.split(":")[0] for line in lines] == ["best", "worst"]
 
 
 def test_an_image_that_is_gone_is_left_out_of_the_gallery(
@@ -36,14 +94,10 @@ def test_an_image_that_is_gone_is_left_out_of_the_gallery(
     monkeypatch.setattr(runner, "_report", removing)
     settings = config(tmp_path / "data", tmp_path / "out", methods=("gradcam",))
     evaluate(settings)
+    names = ranked(tmp_path / "out")
+    shown = [f"best: {n}" for n in names[:2]] + [f"worst: {n}" for n in names[-2:]]
     text = (tmp_path / "out" / "report.md").read_text()
-    captions = re.findall(r"!\[(?:best|worst): (.*\.png) ", text)
-    values = [
-        (row["metrics"]["insertion"], row["id"])
-        for row in map(json.loads, (tmp_path / "out/rows-00000.jsonl").open())
-    ]
-    ranked = [name for _, name in sorted(values, reverse=True)]
-    assert captions == [n for n in ranked[:2] + ranked[-2:] if n != "2.png"]
+    assert captions(text) == [line for line in shown if "2.png" not in line]
 
 
 def test_a_sanity_check_that_fails_does_not_cost_the_report(
@@ -53,7 +107,7 @@ def test_a_sanity_check_that_fails_does_not_cost_the_report(
         raise RuntimeError("no memory\nleft")
 
     monkeypatch.setattr(appendix, "_curve", fail)
-    monkeypatch.setattr(runner, "make_gallery", lambda *_: {})
+    monkeypatch.setattr(runner, "make_gallery", lambda *_: [])
     options = {"methods": ("gradcam",), "metrics": ("drop",), "num_images": 1}
     rows = evaluate(config(images, tmp_path, sanity=1, **options))
     assert len(rows) == 1

@@ -32,6 +32,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
             "`metrics` must be one of drop, .*, got 'dropp'; did you mean 'drop'",
         ),
         ({"metrics": ()}, "`metrics` must name at least one metric"),
+        (
+            {"baseline_methods": ("gradcam",)},
+            "`baseline_methods`: gradcam looks at the model; name it under `methods`",
+        ),
+        ({"baseline_methods": ("edge",)}, "no method 'edge'; did you mean 'edges'"),
+        ({"reference": "unioncm"}, "`reference` must be one .* did you mean 'unionc"),
         ({"metrics": ("iou",)}, "iou needs boxes, which voc2007:DIR has"),
         ({"target": "best"}, "`target` must be one of"),
         ({"num_images": 0}, "`num_images` must be a positive int or None, got 0"),
@@ -65,6 +71,7 @@ def test_the_papers_protocol_is_a_preset(images, tmp_path, monkeypatch):
     assert ablation.methods == ("all",)
     assert main([*arguments, "--preset", "ablation"]) == 0
     assert "unioncam:theta=90" in seen[-1].methods and len(seen[-1].methods) == 9
+    assert seen[-1].ablation and not paper.ablation
 
 
 def test_a_configuration_cannot_be_changed():
@@ -96,7 +103,12 @@ def test_what_two_runs_must_share_is_all_but_where_and_how_they_run():
     other = dataclasses.replace(
         one, output="elsewhere", resume=True, workers=3, device="cpu"
     )
+    other = dataclasses.replace(
+        other, baseline_methods=(), reference="gradcam", ablation=True
+    )
     assert one.comparable() == other.comparable()
     names = {field.name for field in dataclasses.fields(one)}
-    assert set(one.comparable()) == names - {"output", "resume", "workers", "device"}
+    free = {"output", "resume", "workers", "device"}
+    free |= {"baseline_methods", "reference", "ablation"}
+    assert set(one.comparable()) == names - free
     assert json.loads(json.dumps(one.comparable())) == one.comparable()

@@ -1,6 +1,7 @@
 """The Markdown and the HTML of a report: the same sections, and nothing is markup."""
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 
@@ -8,21 +9,22 @@ import pytest
 from reports import PNG, context, failure, row, tables, written
 
 from captum_unioncam.errors import printable
+from captum_unioncam.evaluation.comparison import Leaders
 from captum_unioncam.evaluation.document import (
     Column,
     Picture,
     Section,
     Table,
     html,
+    latex,
     markdown,
+    plain_table,
+    section_from_dict,
+    section_to_dict,
 )
-from captum_unioncam.evaluation.sections import (
-    DROP_INCREASE,
-    GalleryItem,
-    _column,
-    _means,
-)
+from captum_unioncam.evaluation.sections import DROP_INCREASE
 from captum_unioncam.evaluation.statistics import MapCounts, summarize
+from captum_unioncam.evaluation.tables import column_of, means_table
 
 EVIL = "<script>alert(1)</script>|_x_.jpg"
 
@@ -55,8 +57,10 @@ def test_markdown_says_mean_error_n_and_nan():
     ]
     summary = summarize(rows, ["a", "b"], ["drop", "increase"])
     maps = {"a": MapCounts(), "b": MapCounts()}
-    columns = {name: _column(name) for name in DROP_INCREASE}
-    text = markdown([Section("Means", tables=(_means(summary, maps, columns),))])
+    columns = {name: column_of(name) for name in DROP_INCREASE}
+    leaders = {"drop": Leaders("a", ("a",), ("a", "b"), {})}
+    table = means_table(summary, maps, columns, leaders)
+    text = markdown([Section("Means", tables=(table,))])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines == [
         "| method | average drop, % (lower is better) "
@@ -73,8 +77,8 @@ def test_nothing_of_the_users_is_taken_for_markup(tmp_path):
         failure(1, f"bad {EVIL}\nin two lines") | {"id": EVIL},
     ]
     asked = context([EVIL], command=EVIL, hardware=EVIL, config={EVIL: EVIL})
-    gallery = {EVIL: [GalleryItem(EVIL, EVIL, 1.0, PNG)]}
-    texts = written(tmp_path, rows, asked, gallery)
+    further = [Section(EVIL, pictures=(Picture("gallery-001.png", EVIL, PNG),))]
+    texts = written(tmp_path, rows, asked, further)
     page = Balance()
     page.feed(texts["report.html"])
     assert not page.open and "script" not in page.tags
@@ -86,7 +90,7 @@ def test_nothing_of_the_users_is_taken_for_markup(tmp_path):
     assert f"| {escaped} | 1.00 (1) | n/a (1 NaN) | 0 | 0 |" in lines
     shown = rf"bad {escaped}\\nin two lines"
     assert f"| {escaped} | (the image itself) | {shown} |" in lines
-    assert f"![{escaped}: {escaped} (1)](gallery-001.png)" in lines
+    assert f"![{escaped}](gallery-001.png)" in lines
 
 
 @pytest.mark.parametrize(
@@ -145,3 +149,62 @@ def test_an_empty_section_is_its_title():
 def test_a_heading_says_which_values_are_better():
     assert Column("drop", "lower").heading == "drop (lower is better)"
     assert Column("seconds").heading == "seconds"
+
+
+# LaTeX, and the terminal
+
+
+def test_latex_has_the_tables_of_numbers_between_the_rules_of_booktabs():
+    numbers = Table(
+        ("method", "drop, %"), [("a_b", "1"), ("c", "2 ± 1")], 1, frozenset({(1, 1)})
+    )
+    words = Table(("setting", "value"), [("model", "x")], left=2)
+    text = latex([Section("50% & more", "Text", "code", (words, numbers))])
+    assert text.splitlines()[0].startswith("%") and "booktabs" in text.splitlines()[0]
+    assert text.count(r"\begin{table}") == text.count(r"\end{tabular}") == 1
+    _, _, table = text.partition(r"\begin{table}")
+    assert table.splitlines()[1:-1] == [
+        r"\centering",
+        r"\caption{50\% \& more}",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"method & drop, \% \\",
+        r"\midrule",
+        r"a\_b & 1 \\",
+        r"c & \textbf{2 $\pm$ 1} \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (r"a\b{c}", r"a\textbackslash{}b\{c\}"),
+        ("$x$ #1 ~y^2", r"\$x\$ \#1 \textasciitilde{}y\textasciicircum{}2"),
+        ("<a|b>", r"\textless{}a\textbar{}b\textgreater{}"),
+        ("[0, 1]", "{[}0, 1{]}"),
+        ("<< 7 >> <% raw %> <# x #>", r"\textless{}\textless{} 7 \textgreater{}"),
+        ("one\n% two\u202e", r"one\textbackslash{}n\% two\textbackslash{}u202e"),
+    ],
+)
+def test_latex_shows_a_name_as_it_is(name, shown):
+    table = Table(("method", "drop"), [(name, "1")])
+    assert f"\n{shown}" in latex([Section("Means", tables=(table,))])
+
+
+def test_a_terminal_gets_columns_of_one_width_and_marks():
+    rows = [("gradcam", "0.5", "10.0"), ("a\x1bb", "12.0", "n/a")]
+    table = Table(("method", "drop", "own"), rows, bold=frozenset({(0, 1), (1, 1)}))
+    assert plain_table(table).splitlines() == [
+        "method   drop     own",
+        "gradcam   0.5 *  10.0",
+        r"a\x1bb   12.0 *   n/a",
+    ]
+
+
+def test_a_section_is_the_same_after_a_file():
+    table = Table(("x", "y"), [("p", "q")], 2, frozenset({(0, 1)}))
+    section = Section("T", "text", "code", (table,), (Picture("p.png", "c", PNG),))
+    content = json.loads(json.dumps(section_to_dict(section)))
+    assert section_from_dict(content, {"p.png": PNG}.__getitem__) == section

@@ -17,6 +17,7 @@ from layer_methods import LAYER_METHODS
 from torch import nn
 
 from captum_unioncam import attr
+from captum_unioncam.evaluation.baselines import Edges, Gaussian, Random
 from captum_unioncam.evaluation.labels import parse_method, parse_methods
 from captum_unioncam.evaluation.methods import (
     METHODS,
@@ -29,7 +30,7 @@ from captum_unioncam.evaluation.occlusion import Occlusion
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 
 # What "all" stands for.
-ALL = [name for name in METHODS if name != "cam"]
+ALL = [n for n in METHODS if n not in ("cam", "random", "gaussian", "edges")]
 every_entry = pytest.mark.parametrize("name", METHODS)
 every_of_a_layer = pytest.mark.parametrize("name", LAYER_METHODS)
 
@@ -105,8 +106,9 @@ def test_every_public_attribution_is_listed_once_and_nothing_else():
     ours = [entry.attribution for entry in METHODS.values()]
     assert len(set(ours)) == len(ours)
     captums = {Occlusion, IntegratedGradients, GuidedGradCam}
+    baselines = {Random, Gaussian, Edges}
     wrappers = {attr.AugmentedCAM}  # around another attribution
-    assert set(ours) == {*concrete_attributions(), *captums} - wrappers
+    assert set(ours) == {*concrete_attributions(), *captums, *baselines} - wrappers
     assert attr.UnionCAM in ours
 
 

@@ -185,7 +185,7 @@ def test_adcc_is_of_the_parts_that_are_measured_and_explains_once_more():
 
 def test_costly_metrics_run_only_when_asked_for():
     chosen = set(EvaluationConfig("imagefolder:a", "b").metrics)
-    assert chosen == {*PAPER, *CURVES} and chosen < set(METRICS)
+    assert chosen == {*PAPER, *CURVES, "complexity"} and chosen < set(METRICS)
 
 
 def test_an_evaluation_runs_the_model_once_for_each_map_beyond_the_methods_passes(

@@ -9,8 +9,8 @@ import re
 import pytest
 from reports import PNG, context, failure, refuse_constant, row, tables, written
 
+from captum_unioncam.evaluation.document import Picture, Section, Table
 from captum_unioncam.evaluation.report import write_report
-from captum_unioncam.evaluation.sections import GalleryItem
 from captum_unioncam.evaluation.statistics import list_failures
 
 NAN = math.nan
@@ -54,20 +54,53 @@ def test_a_report_says_what_was_run_and_what_was_found(tmp_path):
 
 def test_markdown_links_to_the_plots_and_html_holds_them(tmp_path):
     rows = [row(0, drop=1.0, curves={"insertion": [0.0, 1.0]})]
-    gallery = {"unioncam": [GalleryItem("best", "7.jpg", 0.25, PNG)]}
-    gallery["a/b"] = [GalleryItem("worst", "8.jpg", None, PNG)]
-    texts = written(tmp_path, rows, context(), gallery)
+    pictures = [Picture(f"own-{i}.png", f"Number {i}", PNG) for i in (1, 2)]
+    texts = written(
+        tmp_path, rows, context(), [Section("More", pictures=tuple(pictures))]
+    )
     links = re.findall(r"!\[(.*)\]\((.*)\)", texts["report.md"])
-    files = ["drop_increase.png", "curves.png", "gallery-001.png", "gallery-002.png"]
+    files = ["drop_increase.png", "curves.png", "own-1.png", "own-2.png"]
     assert [file for _, file in links] == files
-    assert [caption for caption, _ in links[2:]] == ["best: 7.jpg (0.25)"] + [
-        "worst: 8.jpg (n/a)"
-    ]
+    assert [caption for caption, _ in links[2:]] == ["Number 1", "Number 2"]
     for file in files:
         assert (tmp_path / file).read_bytes().startswith(PNG)
     assert texts["report.html"].count('src="data:image/png;base64,') == len(files)
     sources = re.findall('(?:src|href)="(.{5})', texts["report.html"])
     assert set(sources) == {"data:"}, "the file must need no network"
+
+
+def test_the_json_holds_the_comparisons_and_what_is_further(tmp_path):
+    rows = [row(i, m, drop=float(i + k)) for i in range(6) for k, m in enumerate("ab")]
+    table = Table(("x", "y"), [("p", "q")], 1, frozenset({(0, 1)}))
+    further = Section("More", "Text.", "code", (table,), (Picture("p.png", "c", PNG),))
+    written(tmp_path, rows, context("ab", ["drop"], seed=5), [further])
+    content = json.loads((tmp_path / "report.json").read_text())
+    less = {"mean": 1.0, "low": 1.0, "high": 1.0, "wins": 0.0, "n": 6}
+    assert content["comparisons"] == {
+        "confidence": 0.95,
+        "resamples": 2000,
+        "seed": 5,
+        "reference": "a",
+        "to_reference": {"b": {"drop": less}},
+        "to_best": {
+            "drop": {
+                "best": "a",
+                "not_resolved": ["a"],
+                "marked": ["a"],
+                "differences": {"b": less},
+            }
+        },
+    }
+    (section,) = content["further"]
+    assert section == {
+        "title": "More",
+        "text": "Text.",
+        "code": "code",
+        "tables": [
+            {"header": ["x", "y"], "rows": [["p", "q"]], "left": 1, "bold": [[0, 1]]}
+        ],
+        "pictures": [{"file": "p.png", "caption": "c"}],
+    }
 
 
 def test_csv_holds_every_row_and_digit(tmp_path):
@@ -105,6 +138,7 @@ def test_no_rows_are_a_report_too(tmp_path, methods):
         (table,) = tables(texts["report.md"], title)
         assert [cells[0] for cells in table[1:]] == methods
         assert {cell for cells in table[1:] for cell in cells[1:]} <= {"n/a", "0"}
+    assert bool(methods) == ("## Differences to unioncam" in texts["report.md"])
     content = json.loads(texts["report.json"], parse_constant=refuse_constant)
     nothing = {"mean": None, "n": 0, "standard_error": None, "nan": 0}
     for method in methods:
@@ -151,6 +185,8 @@ def test_a_report_that_cannot_be_made_writes_nothing(tmp_path):
         write_report(folder, [], asked)
     with pytest.raises(ValueError, match="got one of 'gradcam'"):
         write_report(folder, [row(0, "gradcam")], context())
+    with pytest.raises(ValueError, match="`reference` must be one of .*, got 'union'"):
+        write_report(folder, [], context(reference="union"))
     assert not folder.exists()
 
 

@@ -145,11 +145,21 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line, reason):
         assert raised.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("change", [{"index": 5}, {"method": "scorecam"}], ids=str)
-def test_a_row_of_another_run_is_refused(tmp_path, change):
-    write(tmp_path, row(0), {**row(1), **change})
+def test_a_row_of_another_run_is_refused(tmp_path):
+    write(tmp_path, row(0), row(1, "scorecam"))
     with pytest.raises(ConfigError, match="holds a row of another run .image '1.jpg'"):
         read(tmp_path)
+
+
+def test_rows_get_the_places_of_their_images_now(tmp_path):
+    write(tmp_path, row(0), row(1), row(2))
+    found = read_rows(tmp_path, {"2.jpg": 0, "1.jpg": 4, "0.jpg": 7}, METHODS)
+    assert [(r["id"], r["index"]) for r in found] == [
+        ("2.jpg", 0),
+        ("1.jpg", 4),
+        ("0.jpg", 7),
+    ]
+    assert [r["index"] for r in read_rows(tmp_path, None, METHODS)] == [0, 1, 2]
 
 
 def test_rows_that_are_a_folder_are_refused(tmp_path):
@@ -286,6 +296,29 @@ def test_a_folder_of_another_run_is_refused_and_the_difference_named(
     begin_folder(tmp_path, KNOWN)
     with pytest.raises(ConfigError, match=message):
         check_folder(tmp_path, known, resume=True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"methods": ["unioncam", "gradcam"]},
+        {"methods": ["gradcam", "unioncam"], "sources": {"unioncam": "1", "g": "2"}},
+        {"num_images": 7, "names": "b", "files": 8},
+    ],
+    ids=str,
+)
+def test_a_run_may_grow_by_methods_and_images(tmp_path, more):
+    known = {**KNOWN, "num_images": 3, "names": "a", "sources": {"unioncam": "1"}}
+    begin_folder(tmp_path, known)
+    check_folder(tmp_path, {**known, **more}, resume=True)
+    begin_folder(tmp_path, {**known, **more})
+    assert json.loads((tmp_path / "config.json").read_text()) == {**known, **more}
+
+
+def test_a_run_may_not_lose_a_method(tmp_path):
+    begin_folder(tmp_path, {**KNOWN, "methods": ["unioncam", "gradcam"]})
+    with pytest.raises(ConfigError, match=r"methods was \['unioncam', 'gradcam'\], is"):
+        check_folder(tmp_path, {**KNOWN, "methods": ["gradcam"]}, resume=True)
 
 
 def test_a_difference_of_sources_names_the_method(tmp_path):

@@ -38,6 +38,7 @@ def test_a_row_holds_what_the_methods_and_the_metrics_say(images, tmp_path):
         scores = metrics.masked_confidences(*given)
         expected = {
             "drop": 100 * metrics.confidence_drop(*scores).item(),
+            "complexity": metrics.complexity(given[2], x.shape[2:]).item(),
             "increase": 100 * metrics.confidence_increase(*scores).item(),
             "insertion": shown.item(),
             "deletion": area.item(),
