@@ -43,6 +43,7 @@ def test_a_declaration_is_kept_in_the_field():
         "positional": False,
         "metavar": None,
         "const": None,
+        "unless": None,
     }
     assert FIELDS["listed"].metadata["const"] == "*"
     assert FIELDS["data"].default is dataclasses.MISSING

@@ -14,10 +14,14 @@ from captum_unioncam.evaluation.figures import (
     png_of,
     sanity_figure,
 )
-from captum_unioncam.evaluation.sections import DROP_INCREASE, INSERTION_DELETION
+from captum_unioncam.evaluation.sections import (
+    DROP_INCREASE,
+    INSERTION_DELETION,
+    column_of,
+)
 from captum_unioncam.evaluation.statistics import Estimate
 
-CURVES = {name: sections._column(name) for name in INSERTION_DELETION}
+CURVES = {name: column_of(name) for name in INSERTION_DELETION}
 
 
 def test_bars_are_the_means_with_their_errors_from_the_top_down():
@@ -61,7 +65,7 @@ def test_curves_have_bands_and_their_n_in_the_legend():
 def test_no_label_of_a_plot_is_cut_or_overlaps(count):
     methods = [f"unioncam:theta={i}" for i in range(count)]
     value = Estimate(50.0, 9, 1.0, 0)
-    columns = {name: sections._column(name) for name in DROP_INCREASE}
+    columns = {name: column_of(name) for name in DROP_INCREASE}
     bars = bars_figure({m: dict.fromkeys(columns, value) for m in methods}, columns)
     points = {method: [value, value] for method in methods}
     lines = curves_figure({"insertion": points, "deletion": points}, CURVES)

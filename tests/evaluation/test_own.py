@@ -360,7 +360,7 @@ def test_what_has_changed_is_not_continued(tmp_path):
         ({"model": tiny_classifier(), "mean": 0}, "`mean` goes with a `model` that is"),
         ({"model": None, "categories": ["a"]}, "`categories` goes with a `model`"),
     ],
-    ids=str,
+    ids=lambda part: part[:20] if isinstance(part, str) else ", ".join(part),
 )
 def test_wrong_arguments_are_refused_in_plain_words(tmp_path, given, message):
     arguments = {"model": network(), "dataset": scans(), **given}
