@@ -73,7 +73,7 @@ class Explanation:
         details (dict[str, UnionCAMDetails]): Component maps, gains and the choice, of
             the methods that have them, by method.
         layer (str or None): Name of the layer; None if no method has one.
-        baselines (Tensor or number): What a mask of 0 showed.
+        baselines (Tensor or float): What a mask of 0 showed.
         model (torch.nn.Module): What was explained: the model, or the
             :class:`.SelectedOutput` around it.
         categories (tuple[str, ...]): The names of the classes; empty if not given.
@@ -319,7 +319,7 @@ def explain(
             pictures and text. Default: ()
         reshape_transform (Callable, optional): How to read a transformer's layer, such
             as :func:`.vit_reshape`. Default: None
-        baselines (Tensor or number, optional): What a mask of 0 shows. Default: None,
+        baselines (Tensor or float, optional): What a mask of 0 shows. Default: None,
             black
         fidelity (float, optional): Score channels until the estimated correlation with
             the exact map reaches this, in [0, 1]. Default: 0.99
