@@ -121,8 +121,10 @@ def evaluate(
         >>> names = {"methods": ("gradcam",), "metrics": ("drop", "energy")}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     config = EvaluationConfig("scans", folder, **names)
-        ...     (row,) = evaluate(config, model=net, dataset=[(scan, 1, lesion)])
-        >>> list(row["metrics"])
+        ...     rows = evaluate(config, model=net, dataset=[(scan, 1, lesion)])
+        >>> [row["method"] for row in rows]  # with the baselines
+        ['gradcam', 'random', 'gaussian', 'edges']
+        >>> list(rows[0]["metrics"])
         ['drop', 'energy']
     """
     check_own(config, model, dataset)
