@@ -124,8 +124,6 @@ def evaluate(
         ...     rows = evaluate(config, model=net, dataset=[(scan, 1, lesion)])
         >>> [row["method"] for row in rows]  # with the baselines
         ['gradcam', 'random', 'gaussian', 'edges']
-        >>> list(rows[0]["metrics"])
-        ['drop', 'energy']
     """
     check_own(config, model, dataset)
     device = _device(config, model)

@@ -104,7 +104,7 @@ def from_a_console(code):
 def test_an_edited_class_has_another_digest(edit, tmp_path, monkeypatch):
     old, new = EDITS[edit]
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    path = tmp_path / "my_cams.py"
+    path = tmp_path / "edited_cams.py"
     before = source_digest(from_a_file(path, BASE, monkeypatch))
     assert before == source_digest(from_a_file(path, BASE, monkeypatch))
     elsewhere = BASE.replace("return 1", "return 2 + 3")

@@ -373,6 +373,8 @@ def test_wrong_arguments_are_refused_in_plain_words(tmp_path, given, message):
     ("options", "message"),
     [
         ({"weights": "none"}, "`weights` are of a model with a name, got 'none'"),
+        ({"mean": (0.5,)}, r"`mean` of a configuration .* got \(0.5,\) beside a model"),
+        ({"categories": "a.txt"}, "`categories` of a configuration is of a model with"),
         ({"preprocessing": "unit"}, "`preprocessing` is of image files, got 'unit'"),
         ({"layer": "none"}, "has no layer 'none'"),
     ],
