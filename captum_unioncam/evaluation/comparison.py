@@ -105,19 +105,20 @@ class Paired:
         names = sorted({row["id"] for row in done})
         places = {name: place for place, name in enumerate(names)}
         numbers = {label: number for number, label in enumerate(self.methods)}
+        flat = array("d", [math.nan]) * (len(names) * len(numbers))
+        columns = {metric: flat[:] for metric in better}
+        for row in done:
+            place = places[row["id"]] * len(numbers) + numbers[row["method"]]
+            values = row["metrics"]
+            for metric, column in columns.items():
+                value = values.get(metric)
+                if value is not None and math.isfinite(value):
+                    column[place] = value
         self._values = {
-            metric: _matrix(
-                (
-                    (
-                        places[row["id"]],
-                        numbers[row["method"]],
-                        row["metrics"].get(metric),
-                    )
-                    for row in done
-                ),
-                (len(names), len(numbers)),
+            metric: torch.tensor(column, dtype=torch.float64, device="cpu").view(
+                len(names), len(numbers)
             )
-            for metric in better
+            for metric, column in columns.items()
         }
 
     def differences(self, pairs: Iterable[Pair]) -> dict[Pair, Difference]:
@@ -146,17 +147,6 @@ class Paired:
 
     def _column(self, method: str, metric: str) -> Tensor:
         return self._values[metric][:, self.methods.index(method)]
-
-
-def _matrix(
-    entries: Iterable[tuple[int, int, float | None]], shape: tuple[int, int]
-) -> Tensor:
-    """Returns values by their row and column, in float64; NaN where none is finite."""
-    flat = array("d", [math.nan]) * (shape[0] * shape[1])
-    for row, column, value in entries:
-        if value is not None and math.isfinite(value):
-            flat[row * shape[1] + column] = value
-    return torch.tensor(flat, dtype=torch.float64, device="cpu").view(shape)
 
 
 def _of_the_same_images(

@@ -72,6 +72,12 @@ def check_own(config: EvaluationConfig, model: Any, dataset: Any) -> None:
             f"`weights` are of a model with a name, got {config.weights!r} beside a "
             "model that has its own; leave it out"
         )
+    for name, value in config.metadata.items() if model is not None else ():
+        raise ConfigError(
+            f"`{name}` of a configuration is of a model with a name, got {value!r} "
+            "beside a model; leave it out, and give the mean, std and categories of a "
+            "Module as evaluate(config, mean=...)"
+        )
     if dataset is not None and config.preprocessing != "model":
         raise ConfigError(
             "`preprocessing` is of image files, got 'unit' beside a `dataset`, whose "

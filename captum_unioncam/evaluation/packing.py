@@ -4,9 +4,14 @@ import math
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from captum_unioncam.evaluation.row import MEASURED, OPTIONAL, Row
+
+# The entries of a measured row, with its map and without.
+_MEASURED = (MEASURED.keys() | OPTIONAL.keys(), set(MEASURED))
 
 
 class Form(NamedTuple):
@@ -82,7 +87,7 @@ class PackedRow(Mapping[str, Any]):
 
 
 # The entries of an image, then those of a row, in the order of a row.
-IMAGE = ("index", "id", "file", "target", "target_name")
+_image_of = itemgetter("index", "id", "file", "target", "target_name")
 _READERS: dict[str, Callable[[PackedRow], Any]] = {
     "index": lambda row: row._image[0],
     "id": lambda row: row._image[1],
@@ -108,13 +113,13 @@ class Packer:
 
     def __call__(self, row: Row) -> Row:
         """Returns a row without its map, packed where it is a measured one."""
-        if "error" in row or row.keys() - OPTIONAL.keys() != MEASURED.keys():
+        if row.keys() not in _MEASURED:
             kept = {name: value for name, value in row.items() if name != "map"}
             return {"curves": {}, **kept}
-        image = tuple(row[name] for name in IMAGE)
+        image = _image_of(row)
         image = self._images.setdefault(image, image)
         numbers = [*row["metrics"].values(), row["seconds"], row["forwards"]]
-        curves = [value for curve in row["curves"].values() for value in curve]
+        curves = list(chain.from_iterable(row["curves"].values()))
         try:
             packed, layout = _packed(numbers, curves, "f")
         except OverflowError:  # past the largest of 32 bits
@@ -124,7 +129,7 @@ class Packer:
             row["constant_map"],
             row["broken_map"],
             tuple(row["metrics"]),
-            tuple((name, len(curve)) for name, curve in row["curves"].items()),
+            tuple(zip(row["curves"], map(len, row["curves"].values()), strict=True)),
             layout,
         )
         return PackedRow(image, self._forms.setdefault(form, form), packed)

@@ -39,6 +39,8 @@ CONTEXT = (
     "seed",
     "versions",
 )
+# How bytes of names that are no text are written.
+ESCAPED = "backslashreplace"
 # What a cell that a spreadsheet would run starts with, half and full width.
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -105,12 +107,14 @@ def write_report(
         "report.md": markdown(sections),
         "report.html": html(sections),
         "report.tex": latex(sections),
-        "results.csv": _csv(rows, context["metrics"]),
-        "report.json": f"{strict_json(everything, indent=2)}\n",
     }
     files = {p.file: p.png for section in sections for p in section.pictures}
     # A file's name may hold bytes that are no text; it must not cost the report.
-    files |= {name: t.encode(errors="backslashreplace") for name, t in texts.items()}
+    files |= {name: t.encode(errors=ESCAPED) for name, t in texts.items()}
+    files["results.csv"] = _csv(rows, context["metrics"])
+    files["report.json"] = f"{strict_json(everything, indent=2)}\n".encode(
+        errors=ESCAPED
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)
@@ -142,18 +146,20 @@ def findings(rows: Sequence[Row], context: Mapping[str, Any]) -> Findings:
     )
 
 
-def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
+def _csv(rows: Sequence[Row], metrics: Sequence[str]) -> bytes:
     """Returns a line a row, with the metrics as columns; undefined values are empty."""
     image = ("index", "id", "target", "target_name", "method")
     names = [*image, *metrics, "constant_map", "broken_map", *COST, "error"]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
+    buffer = io.BytesIO()
+    text = io.TextIOWrapper(buffer, "utf-8", ESCAPED, newline="")
+    writer = csv.writer(text)
     writer.writerow(names)
     for row in rows:
         values = row.get("metrics", {})
         writer.writerow(
             [_cell(values[n] if n in values else row.get(n)) for n in names]
         )
+    text.flush()
     return buffer.getvalue()
 
 

@@ -1,6 +1,7 @@
 """A row of an evaluation: what it holds, as it is written to a file and read again."""
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -52,9 +53,9 @@ def _is_curve(value: Any) -> bool:
 
 def _is_map(value: Any) -> bool:
     """Returns whether a value is rows of numbers, all of one length."""
-    if not isinstance(value, list) or not all(map(_is_curve, value)):
+    if not isinstance(value, list) or not all(isinstance(v, list) for v in value):
         return False
-    return len({len(line) for line in value}) == 1
+    return len(set(map(len, value))) == 1 and _are_numbers([*chain(*value)])
 
 
 # Of every row: the place of the image in the data set, its name, and the label of the

@@ -121,9 +121,9 @@ def evaluate(
         >>> names = {"methods": ("gradcam",), "metrics": ("drop", "energy")}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     config = EvaluationConfig("scans", folder, **names)
-        ...     (row,) = evaluate(config, model=net, dataset=[(scan, 1, lesion)])
-        >>> list(row["metrics"])
-        ['drop', 'energy']
+        ...     rows = evaluate(config, model=net, dataset=[(scan, 1, lesion)])
+        >>> [row["method"] for row in rows]  # with the baselines
+        ['gradcam', 'random', 'gaussian', 'edges']
     """
     check_own(config, model, dataset)
     device = _device(config, model)

@@ -5,12 +5,16 @@ apart.
 """
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from operator import mul
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from captum_unioncam.evaluation.row import Row
 
@@ -156,21 +160,54 @@ def mean_curves(
     """
     kinds: dict[str, dict[str, list[Estimate]]] = {}
     for method, done in _by_method(rows, methods).items():
-        curves: dict[str, list[list[float | None]]] = {}
+        curves: dict[str, array[float]] = {}  # one after the other
+        lengths: dict[str, set[int]] = {}
         for row in done:
             for kind, curve in (row.get("curves") or {}).items():
                 if curve:
-                    curves.setdefault(kind, []).append(curve)
+                    curves.setdefault(kind, array("d")).extend(_floats(curve))
+                    lengths.setdefault(kind, set()).add(len(curve))
         for kind, values in curves.items():
-            lengths = sorted({len(curve) for curve in values})
-            if len(lengths) > 1:
+            if len(lengths[kind]) > 1:
                 raise ValueError(
                     f"the {kind} curves of {method} must all have the same number of "
-                    f"points, got {lengths}."
+                    f"points, got {sorted(lengths[kind])}."
                 )
-            points = [estimate(point) for point in zip(*values, strict=True)]
-            kinds.setdefault(kind, {})[method] = points
+            points = torch.frombuffer(values, dtype=torch.float64)
+            found = _estimates(points.view(-1, lengths[kind].pop()))
+            kinds.setdefault(kind, {})[method] = found
     return kinds
+
+
+def _floats(values: Iterable[float | None]) -> "array[float]":
+    """Returns values in float64, NaN where they are None."""
+    try:
+        return array("d", values)  # type: ignore[arg-type]
+    except TypeError:
+        return array("d", (math.nan if value is None else value for value in values))
+
+
+def _estimates(values: Tensor) -> list[Estimate]:
+    """Returns the mean of each column, (n, columns) of float64, as in :func:`estimate`.
+
+    All at once: 50,000 images have millions of points.
+    """
+    finite = values.isfinite()
+    counts = finite.sum(0)
+    means = values.where(finite, 0).sum(0) / counts  # NaN where there are none
+    apart = (values - means).where(finite, 0)
+    errors = (apart.square().sum(0) / (counts - 1) / counts).sqrt()
+    return [
+        Estimate(
+            mean if n else None,
+            n,
+            error if n > 1 else None,
+            len(values) - n,
+        )
+        for n, mean, error in zip(
+            counts.tolist(), means.tolist(), errors.tolist(), strict=True
+        )
+    ]
 
 
 def list_failures(rows: Sequence[Row]) -> dict[str, Any]:

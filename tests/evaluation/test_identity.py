@@ -19,6 +19,7 @@ from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.data import Entry
 from captum_unioncam.evaluation.identity import (
     identity,
+    model_digest,
     package_digest,
     source_digest,
     weights_digest,
@@ -58,6 +59,21 @@ def test_weights_of_any_type_have_a_digest(dtype):
     model.register_buffer("one", torch.zeros((), dtype=dtype))
     model.register_buffer("turned", torch.zeros(2, 3, dtype=dtype).T)
     assert weights_digest(model) == weights_digest(model)
+
+
+def test_the_digest_of_a_model_is_of_its_modules_and_their_sources():
+    digest = model_digest(net())
+    assert digest == model_digest(net(1)), "weights have a digest of their own"
+    strided = net()
+    strided[0].stride = (2, 2)
+    assert model_digest(strided) != digest
+
+    def of_code(forward):
+        names = {"Module": nn.Module}
+        exec(f"class Net(Module):\n    def forward(self, x): return {forward}", names)
+        return model_digest(names["Net"]())
+
+    assert of_code("x + 1") == of_code("x + 1") != of_code("x + 2")
 
 
 # Sources
@@ -104,7 +120,7 @@ def from_a_console(code):
 def test_an_edited_class_has_another_digest(edit, tmp_path, monkeypatch):
     old, new = EDITS[edit]
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    path = tmp_path / "my_cams.py"
+    path = tmp_path / "edited_cams.py"
     before = source_digest(from_a_file(path, BASE, monkeypatch))
     assert before == source_digest(from_a_file(path, BASE, monkeypatch))
     elsewhere = BASE.replace("return 1", "return 2 + 3")

@@ -11,6 +11,7 @@ from classifiers import tiny_classifier
 from PIL import Image
 from runs import METHODS, QUICK, results
 from torch import nn
+from torchvision import tv_tensors
 
 from captum_unioncam import GradCAM, SelectedOutput, metrics
 from captum_unioncam.errors import ConfigError, DataError, ModelError
@@ -187,6 +188,15 @@ def test_boxes_and_masks_and_none_say_where_objects_are(tmp_path):
     for i in range(len(forms)):
         assert torch.equal(items[i].masks, mask[None])
         assert items[i].objects == ("1",)
+    corners = tv_tensors.BoundingBoxes(
+        forms[-1], format="XYXY", canvas_size=(SIDE, SIDE)
+    )
+    sizes = tv_tensors.BoundingBoxes(
+        [[2, 4, 7, 6]], format="XYWH", canvas_size=(SIDE, SIDE)
+    )
+    items = OwnImages([(image, 1, corners), (image, 1, sizes)])
+    assert torch.equal(items[0].masks, mask[None])
+    assert "boxes (objects, 4) of x0, y0, x1, y1, got (1, 4) (XYWH)" in items[1].error
     several = torch.stack([mask, ~mask])
     items = OwnImages([(image, 1, several), (image, 1, None), (image, 1)])
     assert torch.equal(items[0].masks, several)
@@ -373,6 +383,8 @@ def test_wrong_arguments_are_refused_in_plain_words(tmp_path, given, message):
     ("options", "message"),
     [
         ({"weights": "none"}, "`weights` are of a model with a name, got 'none'"),
+        ({"mean": (0.5,)}, r"`mean` of a configuration .* got \(0.5,\) beside a model"),
+        ({"categories": "a.txt"}, "`categories` of a configuration is of a model with"),
         ({"preprocessing": "unit"}, "`preprocessing` is of image files, got 'unit'"),
         ({"layer": "none"}, "has no layer 'none'"),
     ],
@@ -436,6 +448,9 @@ def test_pictures_of_any_scale_and_number_of_channels(channels, shown, tmp_path)
     assert (picture[0].min(), picture[0].max()) == (0, 1)
     if channels in (1, 3):  # in [0, 1] already
         assert torch.allclose(picture[1], inputs[1])
+        image = scans(1, channels)[0][0]
+        scaled = (image - image.min()) / (image.max() - image.min())
+        assert torch.allclose(picture[0], scaled, atol=1e-5)
     assert isinstance(loaded.classifier, Classifier)
 
 

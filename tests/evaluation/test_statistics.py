@@ -87,6 +87,17 @@ def test_mean_curves_of_methods_with_different_n():
     }
 
 
+def test_points_of_curves_leave_out_what_is_undefined():
+    values = [0.25, None, 1.0, math.inf, 0.5]
+    rows = [row(i, curves={"deletion": [v, 0.0]}) for i, v in enumerate(values)]
+    (points,) = mean_curves(rows, ["unioncam"])["deletion"].values()
+    expected = estimate(values)
+    assert (points[0].n, points[0].nan) == (expected.n, expected.nan) == (3, 2)
+    assert points[0].mean == pytest.approx(expected.mean)
+    assert points[0].standard_error == pytest.approx(expected.standard_error)
+    assert points[1] == Estimate(0.0, 5, 0.0, 0)
+
+
 def test_curves_of_different_lengths_have_no_mean():
     rows = [row(i, curves={"deletion": [1.0] * (i + 2)}) for i in range(2)]
     with pytest.raises(ValueError, match=r"deletion curves of unioncam .* \[2, 3\]"):
