@@ -68,6 +68,11 @@ def score_func_for(output: Tensor, score_func: ScoreFunc | None = None) -> Score
     return _softmax
 
 
+def unchanged(output: Tensor) -> Tensor:
+    """Returns outputs as scores: a ``score_func`` of logits."""
+    return output
+
+
 def _softmax(output: Tensor) -> Tensor:
     return at_least_float32(output).softmax(1)
 

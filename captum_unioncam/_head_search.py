@@ -13,12 +13,11 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.hooks import RemovableHandle
 
 from captum_unioncam._layer_call import LayerCall, LayerTensor
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from captum_unioncam._layer_search import CONVOLUTIONS, has_weights
 
 # How far equal means may be apart by rounding: so many steps of their type, and of the
 # activations' type, as shares of the largest of each.
@@ -171,8 +170,7 @@ def head_weights(head: Module, channels: int) -> Tensor:
 def _has_weights(module: Module) -> bool:
     if isinstance(module, ParametrizationList):  # of a module that runs too
         return False
-    has_parameters = next(module.parameters(recurse=False), None) is not None
-    return has_parameters or is_parametrized(module)
+    return has_weights(module)
 
 
 def _is_linear(module: Module) -> bool:

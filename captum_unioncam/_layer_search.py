@@ -70,7 +70,7 @@ class _Trace:
         ):
             # If no other weights follow, it is a linear head at each position.
             self.before_head = len(self.seen), module.out_channels
-        elif _has_weights(module):
+        elif has_weights(module):
             self.before_head = None
         if inputs and isinstance(inputs[0], Tensor):
             self._see_input(inputs[0])
@@ -152,7 +152,8 @@ class _Trace:
                 )
 
 
-def _has_weights(module: Module) -> bool:
+def has_weights(module: Module) -> bool:
+    """Returns whether a module has parameters of its own."""
     has_parameters = next(module.parameters(recurse=False), None) is not None
     return has_parameters or is_parametrized(module)
 

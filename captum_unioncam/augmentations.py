@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_unioncam._checks import check_integer, check_number
-from captum_unioncam._maps import at_least_float32, in_type
+from captum_unioncam._maps import as_floats, in_type
 
 __all__ = ["Augmentation", "flip_and_gain_augmentations", "random_augmentations"]
 
@@ -192,9 +192,7 @@ def augmented(images: Tensor, augmentation: Augmentation) -> Tensor:
 
     What enters the frame is 0.
     """
-    values = at_least_float32(images)
-    if images.dtype in (torch.int32, torch.int64):  # which float32 cannot hold
-        values = images.double()
+    values = as_floats(images)
     if augmentation.is_resampled:
         back = inverse(affine_matrix(augmentation, images.shape[2:]))
         values = _sampled(values, _grid(back, values), "zeros")

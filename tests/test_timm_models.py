@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import types
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 
 from captum_unioncam import GradCAM, RegionCAM, swin_reshape, vit_reshape
 from captum_unioncam.errors import ModelError
-from captum_unioncam.models import class_index, load_classifier
+from captum_unioncam.models import class_index, from_timm, load_classifier
 
 timm = pytest.importorskip("timm")
 
@@ -37,6 +38,14 @@ def test_preprocessing_and_names_are_of_timms_metadata():
     black = classifier_of(CONVNET).black.flatten().tolist()
     expected = [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]
     assert black == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("classes, names", [(2, ["a cat", "dog"]), (3, [])])
+def test_names_of_a_model_are_those_of_its_own_classes(classes, names):
+    config = {"num_classes": 2, "label_names": ["cat", "dog"]}
+    config["label_descriptions"] = {"cat": "a cat"}
+    model = types.SimpleNamespace(num_classes=classes, pretrained_cfg=config)
+    assert from_timm._categories(timm.data, model) == names
 
 
 def test_a_convnet_is_explained_at_its_last_spatial_activation():

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam._captum import TargetType, select_targets
-from captum_unioncam._confidence import check_scores
+from captum_unioncam._confidence import check_scores, unchanged
 from captum_unioncam._head_search import HeadSearch, head_weights
 from captum_unioncam._layer_call import LayerCall, LayerTensor
 from captum_unioncam._reshape import ReshapeTransform
@@ -111,7 +111,7 @@ class CAM(ActivationCAM):
         assert output is not None
         if len(output) == 0:
             return torch.zeros(0, dtype=torch.long, device=output.device)
-        check_scores(output, _unchanged, target)
+        check_scores(output, unchanged, target)
         if output.dim() > 2:
             raise ValueError(
                 "`target` must select a class of an output (N, classes), got "
@@ -133,10 +133,6 @@ class CAM(ActivationCAM):
                 f"{target!r}."
             )
         return classes
-
-
-def _unchanged(output: Tensor) -> Tensor:
-    return output
 
 
 def _selected(indices: Tensor, target: TargetType) -> Tensor:

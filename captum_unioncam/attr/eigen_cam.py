@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from captum_unioncam._confidence import check_scores
+from captum_unioncam._confidence import check_scores, unchanged
 from captum_unioncam._layer_call import LayerCall, LayerTensor
 from captum_unioncam._maps import shares
 from captum_unioncam._prediction import precise_type
@@ -44,7 +44,7 @@ class EigenCAM(ActivationCAM):
         for layer in call.tensors():
             if call.target is not None and call.batch_size:
                 assert layer.output is not None
-                check_scores(layer.output, _unchanged, call.target)
+                check_scores(layer.output, unchanged, call.target)
             yield layer, first_singular_vectors(layer.activations)
 
 
@@ -106,7 +106,3 @@ def first_singular_vectors(maps: Tensor) -> Tensor:
     signs = sums.gather(1, sums.abs().argmax(1, keepdim=True)).sign()  # 0 of zeros
     signed: Tensor = (vectors * signs)[:, :, 0]
     return signed.to(maps.dtype)
-
-
-def _unchanged(output: Tensor) -> Tensor:
-    return output

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from captum_unioncam import UnionCAMDetails
-from captum_unioncam._confidence import confidence
+from captum_unioncam._confidence import confidence, unchanged
 from captum_unioncam._explaining import class_scores, known_options, parsed_methods
 from captum_unioncam._pictures import DOTS_PER_INCH, figure_content, suffix_of
 from captum_unioncam._reshape import ReshapeTransform
@@ -142,7 +142,7 @@ def _explained(
     offered: dict[str, Any] = {
         "theta": options.theta,
         "max_channels": options.max_channels,
-        "score_func": None if options.score == "probability" else _unchanged,
+        "score_func": None if options.score == "probability" else unchanged,
     }
     try:
         explanation = explain(
@@ -169,11 +169,6 @@ def _explained(
             "another layer"
         )
     return explanation
-
-
-def _unchanged(output: Tensor) -> Tensor:
-    """Returns logits as the scores."""
-    return output
 
 
 def _blamed(

@@ -18,7 +18,7 @@ from captum_unioncam._scoring import MaskScorer, ScoringOptions
 BLUR_SIGMA = 5.0
 BLUR_RADIUS = 5
 
-STEPS = 100
+STEPS = 50
 
 
 @attribution_method
@@ -62,7 +62,7 @@ def insertion(
             before it is inserted. Default: None, which is the blurred input
         additional_forward_args (Any, optional): Further arguments of the model.
             Default: None
-        steps (int, optional): Points of the curve after the first. Default: 100
+        steps (int, optional): Points of the curve after the first. Default: 50
         score_func (Callable, optional): From the output to scores of the same shape.
             Default: None, which is softmax, as in :class:`.UnionCAM`
         perturbations_per_eval (int, optional): Points for each example in one forward

@@ -1,6 +1,9 @@
 """Paired differences, their intervals, and the best methods: numbers by hand."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +58,23 @@ def test_the_interval_of_many_values_is_that_of_the_normal_distribution():
     error = 1.96 * values.std().item() / 20
     assert low == pytest.approx(values.mean().item() - error, abs=0.1 * error)
     assert high == pytest.approx(values.mean().item() + error, abs=0.1 * error)
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_intervals_do_not_depend_on_the_hashes_of_names(hash_seed):
+    command = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from test_comparison import difference
+bounds = difference(range(8), [3, 1, 4, 1, 5, 9, 2, 6])
+print(bounds.low, bounds.high)
+"""
+    here = os.path.dirname(__file__)
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    run = [sys.executable, "-c", command]
+    printed = subprocess.check_output(run, env=environment, cwd=here, text=True)
+    bounds = difference(range(8), [3, 1, 4, 1, 5, 9, 2, 6])
+    assert printed.split() == [str(bounds.low), str(bounds.high)]
 
 
 def test_columns_are_drawn_together_and_the_seed_counts():
