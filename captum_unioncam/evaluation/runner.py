@@ -355,7 +355,7 @@ def _report(
     process: Processes,
     count: int,
 ) -> list[Row]:
-    """Writes the report: the tables first, then with what follows them.
+    """Writes the report.
 
     Raises:
         ConfigError: If a file of it cannot be written.
@@ -379,7 +379,6 @@ def _report(
         "ablation": task.config.ablation,
     }
     try:
-        write_report(folder, rows, context)  # safe before what may still take long
         further = make_gallery(task, images, rows, folder)
         further += [check_sanity(task, images, rows)] if task.config.sanity else []
         write_report(folder, rows, context, further)
