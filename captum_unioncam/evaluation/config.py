@@ -7,7 +7,6 @@ from typing import Any
 
 from captum_unioncam._options import ModelOptions, check_options, option
 from captum_unioncam.errors import ConfigError
-from captum_unioncam.metrics.curves import STEPS
 
 PREPROCESSINGS = ("model", "unit")
 TARGETS = ("predicted", "label")
@@ -105,7 +104,7 @@ class EvaluationConfig(ModelOptions):
     max_channels: int | None = option(
         "score at most this many active channels (default: no limit)", None, low=1
     )
-    steps: int = option("points of the insertion and deletion curves", STEPS, low=1)
+    steps: int = option("points of the insertion and deletion curves", 50, low=1)
     sanity: int = option("images of the randomisation check", 0, low=0)
     reference: str | None = option(
         "method that the others are compared with (default: the first)", None

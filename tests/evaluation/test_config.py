@@ -1,6 +1,7 @@
 """What to evaluate: wrong options are refused, and the presets."""
 
 import dataclasses
+import inspect
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from captum_unioncam.cli import main
 from captum_unioncam.errors import ConfigError
 from captum_unioncam.evaluation.config import EvaluationConfig
 from captum_unioncam.evaluation.runner import evaluate
+from captum_unioncam.metrics import deletion, insertion
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,3 +114,9 @@ def test_what_two_runs_must_share_is_all_but_where_and_how_they_run():
     free |= {"baseline_methods", "reference", "ablation"}
     assert set(one.comparable()) == names - free
     assert json.loads(json.dumps(one.comparable())) == one.comparable()
+
+
+@pytest.mark.parametrize("metric", [insertion, deletion])
+def test_curves_have_as_many_steps_as_the_metrics_alone(metric):
+    # `evaluation.config` cannot read it there: the command starts without torch.
+    assert inspect.signature(metric).parameters["steps"].default == config().steps
