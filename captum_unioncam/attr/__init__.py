@@ -1,6 +1,7 @@
 """Class activation maps as Captum layer attributions."""
 
 from captum_unioncam.attr._gradient_cam import GradientCAM
+from captum_unioncam.attr._union_details import UnionCAMDetails
 from captum_unioncam.attr.ablation_cam import AblationCAM
 from captum_unioncam.attr.augmented_cam import AugmentedCAM, AugmentedGradCAM
 from captum_unioncam.attr.cam import CAM
@@ -21,7 +22,7 @@ from captum_unioncam.attr.rise import RISE
 from captum_unioncam.attr.score_cam import ScoreCAM
 from captum_unioncam.attr.smooth_grad_cam_plus_plus import SmoothGradCAMPlusPlus
 from captum_unioncam.attr.ss_cam import SSCAM
-from captum_unioncam.attr.union_cam import UnionCAM, UnionCAMDetails
+from captum_unioncam.attr.union_cam import UnionCAM
 from captum_unioncam.attr.x_grad_cam import XGradCAM
 
 __all__ = [

@@ -1,7 +1,6 @@
 """UnionCAM: gradient maps and region maps, united where the union scores higher."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -18,74 +17,15 @@ from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam._scoring import MaskScorer
 from captum_unioncam.attr._base import Layers, nan_unless_finite
 from captum_unioncam.attr._fusion import select_by_gain, weighted_union
+from captum_unioncam.attr._union_details import UnionCAMDetails
 from captum_unioncam.attr._uniting_cam import UnitingCAM
-from captum_unioncam.attr.denoised_grad_cam import THETA, denoised_map
-from captum_unioncam.attr.region_cam import region_weights
-
-
-@dataclass(frozen=True, eq=False)
-class UnionCAMDetails:
-    """How UnionCAM came to its maps: the parts, their scores, and the choice.
-
-    Maps are (N, M, *layer_size) for M parts, in float32 or float64, not scaled: min-max
-    scaling the kept ones gives the attributions. Everything else has the shape (N,)
-    but the gains of the parts. A gain is a score gain f_c(map as a mask) -
-    f_c(baseline), the paper's beta.
-
-    Attributes:
-        part_maps (Tensor): The map of each part, (N, M, *layer_size), the region map
-            last: L_denoising and L_region, or those of ``parts``.
-        part_gains (Tensor): Their gains, (N, M): beta_denoising (Eq. 4) and beta_region
-            (Eq. 5).
-        fused_map (Tensor): L_de_region (Eq. 6), (N, 1, *layer_size), negative where
-            gains are.
-        fused_gain (Tensor): beta_de_region (Eq. 7).
-        kept (Tensor): Which map was kept (Eq. 8), int: the number of the part, from 0,
-            or M for the fused map.
-        baseline_score (Tensor): f_c(Ib), the score of the baseline.
-        total_channels (Tensor): Channels of the layer, int.
-        active_channels (Tensor): Channels that are not constant, int.
-        scored_channels (Tensor): Channels that were scored, over all parts that score
-            by the union's own passes, int.
-        fidelity (Tensor): Estimated correlation of the region map with the exact one; 1
-            where no score was predicted, NaN where the map is.
-    """
-
-    part_maps: Tensor
-    part_gains: Tensor
-    fused_map: Tensor
-    fused_gain: Tensor
-    kept: Tensor
-    baseline_score: Tensor
-    total_channels: Tensor
-    active_channels: Tensor
-    scored_channels: Tensor
-    fidelity: Tensor
-
-    @property
-    def denoised_map(self) -> Tensor:
-        """L_denoising, the map of the first part, (N, 1, *layer_size)."""
-        return self.part_maps[:, :1]
-
-    @property
-    def region_map(self) -> Tensor:
-        """L_region, the map of the last part, (N, 1, *layer_size)."""
-        return self.part_maps[:, -1:]
-
-    @property
-    def denoised_gain(self) -> Tensor:
-        """beta_denoising, the gain of the first part (Eq. 4), (N,)."""
-        return self.part_gains[:, 0]
-
-    @property
-    def region_gain(self) -> Tensor:
-        """beta_region, the gain of the last part (Eq. 5), (N,)."""
-        return self.part_gains[:, -1]
-
-    @property
-    def fused_selected(self) -> Tensor:
-        """Whether the fused map was kept, bool, (N,)."""
-        return self.kept == self.part_maps.shape[1]
+from captum_unioncam.attr.denoised_grad_cam import (
+    THETA,
+    DenoisedGradCAM,
+    denoised_map,
+)
+from captum_unioncam.attr.layer_cam import LayerCAM
+from captum_unioncam.attr.region_cam import RegionCAM, region_weights
 
 
 class UnionCAM(UnitingCAM):
@@ -166,6 +106,40 @@ class UnionCAM(UnitingCAM):
         if select is not None:
             check_choice("select", select, ("region", "best"))
         self.select = select
+
+    @classmethod
+    def best(
+        cls,
+        forward_func: Callable[..., Any],
+        layer: Layers,
+        device_ids: list[int] | None = None,
+        *,
+        reshape_transform: ReshapeTransform | None = None,
+        scoring_func: Callable[..., Any] | None = None,
+        memory_format: torch.memory_format | None = None,
+    ) -> "UnionCAM":
+        """Returns the union that measured best, which is not the paper's.
+
+        It keeps the fused map of :class:`DenoisedGradCAM`, :class:`LayerCAM` and
+        :class:`RegionCAM`. The README has the measurements.
+
+        Args:
+            forward_func, layer, device_ids, reshape_transform, scoring_func,
+                memory_format: As of the constructor.
+
+        Raises:
+            TypeError, ValueError: As the constructor.
+
+        Cost: As the paper's method, and 1 more forward pass of the batch.
+        """
+        common: dict[str, Any] = {"reshape_transform": reshape_transform}
+        parts: list[LayerAttribution] = [
+            part(forward_func, layer, device_ids, **common)
+            for part in (DenoisedGradCAM, LayerCAM)
+        ]
+        common |= {"scoring_func": scoring_func, "memory_format": memory_format}
+        parts.append(RegionCAM(forward_func, layer, device_ids, **common))
+        return cls(forward_func, layer, device_ids, parts=parts, select=None, **common)
 
     def _union(
         self,

@@ -1,5 +1,6 @@
 """Methods with their options as labels, such as unioncam:theta=30.
 
+The parts of a union are names with + between them: unioncam:parts=layercam+regioncam.
 ``package.module:Class`` is a class of the user's own, which may have options too.
 """
 
@@ -19,7 +20,7 @@ NOT_IN_LABELS = (
     *("self", "inputs", "target", "additional_forward_args"),
     *("attribute_to_layer_input", "return_details", "show_progress"),
     *("forward_func", "model", "layer", "device_ids", "reshape_transform", "head"),
-    *("scoring_func", "memory_format", "parts"),
+    *("scoring_func", "memory_format"),
 )
 
 
@@ -55,6 +56,9 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
             )
         if key in options:
             raise ValueError(f"{label!r}: {key!r} is given twice; give one value")
+        if key == "parts":
+            options[key] = _parts(label, text)
+            continue
         if isinstance(parameters[key].default, str) and text.isidentifier():
             options[key] = None if text == "None" else text
             continue
@@ -66,6 +70,19 @@ def parse_method(label: str) -> tuple[Method, dict[str, Any]]:
                 f"None, got {text!r}"
             ) from e
     return method, options
+
+
+def _parts(label: str, text: str) -> tuple[Method, ...]:
+    """Returns the methods whose maps a union unites."""
+    names = [_normal(name) for name in text.split("+")]
+    layered = [name for name, method in METHODS.items() if method.takes_layer]
+    for name in names:
+        if name not in layered:
+            raise ValueError(
+                f"{label!r}: `parts` must be names of methods that explain a layer, "
+                f"with + between them, got {text!r}{did_you_mean(name, layered)}"
+            )
+    return tuple(METHODS[name] for name in names)
 
 
 def own_method(spec: str) -> Method:

@@ -101,6 +101,12 @@ class Method:
                 f"`reshape_transform`: {self.title} does not take one, and would read "
                 "the layer without it; leave this method out, or add the option."
             )
+        if "parts" in built:  # methods, not yet instances
+            given = {"layer": layer, **offered}
+            built["parts"] = [
+                part.attribution(forward_func, **_known(part.attribution, given))
+                for part in built["parts"]
+            ]
         cam = self.attribution(forward_func, **built)
         known = {**self.options, **offered, **options}
         known = _known(self.attribution.attribute, known)

@@ -119,4 +119,6 @@ def test_what_two_runs_must_share_is_all_but_where_and_how_they_run():
 @pytest.mark.parametrize("metric", [insertion, deletion])
 def test_curves_have_as_many_steps_as_the_metrics_alone(metric):
     # `evaluation.config` cannot read it there: the command starts without torch.
-    assert inspect.signature(metric).parameters["steps"].default == EvaluationConfig.steps
+    assert (
+        inspect.signature(metric).parameters["steps"].default == EvaluationConfig.steps
+    )

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from captum_unioncam import UnionCAM
 from captum_unioncam.evaluation.labels import parse_method
 from captum_unioncam.evaluation.methods import METHODS
 from captum_unioncam.evaluation.task import CountedCalls
@@ -107,10 +108,41 @@ def test_labels_take_their_options():
     assert parse_method("unioncam:select=None")[1] == {"select": None}
     with pytest.raises(ValueError, match="the value of 'theta' must be a number"):
         parse_method("unioncam:theta=best")
-    with pytest.raises(ValueError, match="has no option 'parts'"):
-        parse_method("unioncam:parts=3")
     with pytest.raises(ValueError, match="has no option 'target'"):
         parse_method("occlusion:target=3")
+
+
+def test_parts_of_a_label_are_methods_of_a_layer():
+    _, options = parse_method("unioncam:parts=LayerCAM+regioncam")
+    assert options == {"parts": (METHODS["layercam"], METHODS["regioncam"])}
+    for label, text in {
+        "unioncam:parts=layercam+": "`parts` must be .*, got 'layercam\\+'$",
+        "unioncam:parts=layercm+regioncam": "did you mean 'layercam'",
+        "unioncam:parts=layercam+rise": "explain a layer, .*, got 'layercam\\+rise'",
+    }.items():
+        with pytest.raises(ValueError, match=text):
+            parse_method(label)
+
+
+@pytest.mark.parametrize("options", [{}, {"theta": 40.0}, {"max_channels": 2}], ids=str)
+def test_a_label_can_name_the_best_union(net, images, options):
+    label = "unioncam:parts=denoisedgradcam+layercam+regioncam:select=None"
+    method, chosen = parse_method(label)
+    found = method.explain(net, net[1], chosen, **options)(images, target=1)
+    expected = UnionCAM.best(net, net[1]).attribute(images, target=1, **options)
+    assert torch.equal(found, expected)
+
+
+def test_the_papers_parts_are_the_paper_and_share_its_scores(net, images):
+    counts, maps = [], []
+    for label in ("unioncam", "unioncam:parts=denoisedgradcam+regioncam"):
+        calls = CountedCalls(net)
+        method, chosen = parse_method(label)
+        offered = {"scoring_func": calls, "baselines": 0.5}
+        maps.append(method.explain(net, net[1], chosen, **offered)(images, target=1))
+        counts.append(calls.examples)
+    assert torch.equal(*maps)
+    assert counts[0] == counts[1] > 0
 
 
 def test_options_of_a_label_reach_the_constructor(net, images):
