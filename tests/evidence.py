@@ -24,7 +24,7 @@ from captum_unioncam.evaluation.report import write_report
 from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.tables import brief_table
 
-BEST = "unioncam:parts=denoisedgradcam+layercam+regioncam:select=None"
+BEST = "unioncam:parts=denoisedgradcam+layercam+groupcam+regioncam:select=best"
 GRADIENT = ("denoisedgradcam", "gradcam", "gradcamplusplus", "layercam", "hirescam")
 MAIN = (BEST, "unioncam", "regioncam", *GRADIENT, "scorecam", "groupcam")
 MORE = ("fusioncam", "xgradcam", "ablationcam:max_channels=64", "reciprocam")

@@ -160,6 +160,23 @@ def test_a_part_that_scores_the_same_way_shares_the_baselines_score():
     assert counted.examples == paper + len(inputs)  # one more gain
 
 
+def test_the_best_union_costs_its_groups_and_three_passes():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Flatten())
+    net = nn.Sequential(*net, nn.Linear(64 * 36, 3)).double().eval()
+    counted = Counted(net)
+    inputs = torch.rand(2, 1, 8, 8).double()
+    UnionCAM(counted, net[1]).attribute(inputs, target=1)
+    paper, counted.sizes = counted.examples, []
+    best = UnionCAM.best(counted, net[1])
+    best.attribute(inputs, target=1)
+    assert [type(part) for part in best.parts] == [
+        *(DenoisedGradCAM, LayerCAM, GroupCAM, RegionCAM)
+    ]
+    assert best.select == "best"
+    assert 0 < counted.examples - paper <= 35 * len(inputs)
+
+
 def test_parts_of_every_kind_are_united():
     net, inputs = Case().build(4)
     makers = GroupCAM, AblationCAM, GradCAM, ScoreCAM, RegionCAM

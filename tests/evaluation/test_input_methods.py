@@ -126,7 +126,7 @@ def test_parts_of_a_label_are_methods_of_a_layer():
 
 @pytest.mark.parametrize("options", [{}, {"theta": 40.0}, {"max_channels": 2}], ids=str)
 def test_a_label_can_name_the_best_union(net, images, options):
-    label = "unioncam:parts=denoisedgradcam+layercam+regioncam:select=None"
+    label = "unioncam:parts=denoisedgradcam+layercam+groupcam+regioncam:select=best"
     method, chosen = parse_method(label)
     found = method.explain(net, net[1], chosen, **options)(images, target=1)
     expected = UnionCAM.best(net, net[1]).attribute(images, target=1, **options)
