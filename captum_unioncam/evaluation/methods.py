@@ -92,23 +92,21 @@ class Method:
         Raises:
             TypeError: If a ``reshape_transform`` would be left out.
         """
-        offered = {k: v for k, v in offered.items() if k not in self.ignores}
         options = options or {}
-        built = _known(self.attribution, {"layer": layer, **offered, **options})
-        transform = offered.get("reshape_transform")
+        given = {"layer": layer, **offered}
+        given = {k: v for k, v in given.items() if k not in self.ignores}
+        built = _known(self.attribution, {**given, **options})
+        transform = given.get("reshape_transform")
         if transform and self.takes_layer and "reshape_transform" not in built:
             raise TypeError(
                 f"`reshape_transform`: {self.title} does not take one, and would read "
                 "the layer without it; leave this method out, or add the option."
             )
         if "parts" in built:  # methods, not yet instances
-            given = {"layer": layer, **offered}
-            built["parts"] = [
-                part.attribution(forward_func, **_known(part.attribution, given))
-                for part in built["parts"]
-            ]
+            classes = [part.attribution for part in built["parts"]]
+            built["parts"] = [c(forward_func, **_known(c, given)) for c in classes]
         cam = self.attribution(forward_func, **built)
-        known = {**self.options, **offered, **options}
+        known = {**self.options, **given, **options}
         known = _known(self.attribution.attribute, known)
         return partial(_one_channel, cam.attribute, **known)
 
