@@ -198,7 +198,9 @@ class AugmentedCAM(MapAttribution):
 
 
 class AugmentedGradCAM(AugmentedCAM):
-    """Augmented Grad-CAM: :class:`AugmentedCAM` of :class:`GradCAM`, as in the paper.
+    """Shows where a layer supports the target, finer, from a hundred altered copies.
+
+    It is :class:`AugmentedCAM` of :class:`GradCAM`, as in the paper.
 
     Cost: 100 forward and 100 backward passes of the batch.
     """

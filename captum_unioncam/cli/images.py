@@ -15,7 +15,7 @@ from captum_unioncam.evaluation.data import read_image
 from captum_unioncam.evaluation.sources import open_data
 
 STDIN = "-"
-DEFAULT = "chelsea"
+DEFAULT = "coffee"
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,12 @@ def _picture_names(names: Sequence[str]) -> Iterator[str]:
 
 
 def _photograph() -> Image.Image:
-    """Returns scikit-image's photograph of the cat Chelsea."""
+    """Returns scikit-image's photograph of a cup of coffee."""
     try:
-        from skimage.data import chelsea
+        from skimage.data import coffee
     except ImportError as error:
         raise UserError(
             "the default image needs the demo extra; run "
             '`pip install "captum-unioncam[demo]"`, or name an IMAGE'
         ) from error
-    return Image.fromarray(chelsea())  # type: ignore[no-untyped-call]
+    return Image.fromarray(coffee())  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ class ExplainOptions(ModelOptions):
 
     images: tuple[str, ...] | None = option(
         "image files, folders of them, or - for one on standard input (default: "
-        "scikit-image's photograph of the cat Chelsea)",
+        "scikit-image's photograph of a cup of coffee)",
         None,
         positional=True,
         metavar="IMAGE",

@@ -1,7 +1,7 @@
 """The methods by name: the command, the tests and the README's table read this list."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -368,33 +368,3 @@ _ENTRIES = (
 )
 
 METHODS: dict[str, Method] = {entry.name: entry for entry in _ENTRIES}
-
-
-def methods_table() -> str:
-    """Returns all methods as a table in Markdown, the README's."""
-    header = (
-        "name",
-        "class",
-        "paper",
-        "gradients",
-        "forward passes",
-        "deviations from the paper",
-    )
-    rows = (
-        (
-            f"`{name}`",
-            f"`{method.title}`",
-            f"[{method.paper}]({method.link})",
-            "yes" if method.needs_gradients else "no",
-            method.forwards.replace("*", "x"),
-            method.deviations,
-        )
-        for name, method in METHODS.items()
-    )
-    return markdown_table(header, rows)
-
-
-def markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Returns a table in GitHub's Markdown."""
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -19,11 +19,8 @@ from torch import nn
 from captum_unioncam import attr
 from captum_unioncam.evaluation.baselines import Edges, Gaussian, Random
 from captum_unioncam.evaluation.labels import parse_method, parse_methods
-from captum_unioncam.evaluation.methods import (
-    METHODS,
-    Method,
-    methods_table,
-)
+from captum_unioncam.evaluation.lists import methods_list, methods_table
+from captum_unioncam.evaluation.methods import METHODS, Method
 from captum_unioncam.evaluation.occlusion import Occlusion
 
 # A constant or a broken map warns, and may cost fewer passes.
@@ -409,6 +406,18 @@ def test_a_name_in_another_case_that_may_be_two_is_refused(monkeypatch):
     assert list(parse_methods(["gradcam", "gradCAM"])) == ["gradcam", "gradCAM"]
     with pytest.raises(ValueError, match="no method 'GRADCAM'; did you mean"):
         parse_method("GRADCAM")
+
+
+def test_the_list_has_a_line_for_each_method_of_the_package():
+    header, rule, *lines = methods_list().splitlines()
+    assert header == "| name | class | shows | forward passes |"
+    named = [line.split("`")[1] for line in lines]
+    assert named[:3] == ["unioncam", "denoisedgradcam", "regioncam"]
+    others = {"occlusion", "integratedgradients", "guidedgradcam"}
+    others |= {"random", "gaussian", "edges"}
+    assert set(named) == set(METHODS) - others
+    assert "| Shows the evidence for the target: denoised gradients" in lines[0]
+    assert not any("| |" in line or ":class:" in line for line in lines)
 
 
 def test_the_table_has_a_line_for_each_method():
