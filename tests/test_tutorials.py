@@ -81,6 +81,17 @@ def test_it_ends_with_a_picture_that_is_shown(code_cells):
     assert "%matplotlib inline" in source(code_cells[0]).splitlines()
 
 
+def test_they_are_numbered_in_their_order():
+    numbers = [int(path.stem.partition("_")[0]) for path in NOTEBOOKS]
+    assert numbers == list(range(1, len(NOTEBOOKS) + 1))
+
+
+def test_links_to_other_tutorials_lead_there(notebook):
+    for cell in notebook["cells"]:
+        for name in re.findall(r"\]\((\w+\.ipynb)\)", source(cell)):
+            assert (ROOT / "tutorials" / name).is_file(), name
+
+
 @pytest.mark.parametrize(
     ("cell", "ends"),
     [
