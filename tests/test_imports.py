@@ -38,7 +38,7 @@ LAYERS = (
         "_reshape",
     }
     | {"_options", "_chunks", "wrappers", "augmentations", "_pictures"},
-    {"_captum", "_maps", "_checks", "_files", "_objects", "errors"},
+    {"_captum", "_maps", "_checks", "_files", "_objects", "errors", "_progress"},
 )
 # What the command imports before it knows what to do.
 LIGHT = (
