@@ -1,5 +1,6 @@
 """What the app does at a click, for each user apart."""
 
+import dataclasses
 import functools
 import os
 import tempfile
@@ -19,7 +20,7 @@ from captum_unioncam.cli.arrays import MapFile
 from captum_unioncam.cli.explaining import methods_figure
 from captum_unioncam.cli.options import ExplainOptions
 from captum_unioncam.cli.terminal import write_error
-from captum_unioncam.errors import ConfigError, UserError, one_line
+from captum_unioncam.errors import DataError, UserError, one_line
 
 TOP = 5
 PICTURE, PYTHON, COMMAND = "unioncam.png", "explain.py", "explain.sh"
@@ -133,9 +134,9 @@ class Actions:
     ) -> list[Any]:
         """Explains a class of an image by some methods."""
         if photo is None or target is None:
-            raise ConfigError("there is no image yet; drop one, or take an example")
+            raise DataError("there is no image yet; drop one, or take an example")
         if not methods:
-            raise ConfigError("there is no method to explain by; choose at least one")
+            raise DataError("there is no method to explain by; choose at least one")
         cancelled = self._cancelled.get(request.session_hash, threading.Event())
 
         def listen(description: str, done: int, total: int) -> None:
@@ -145,6 +146,7 @@ class Actions:
 
         options = ExplainOptions(
             **self._engine.model_options(model),
+            device=self._engine.device,
             images=(photo.name,),
             layer=layer,
             target=f"{target}",
@@ -174,7 +176,7 @@ def shown(result: Result) -> list[Any]:
     maps.add([result.photo.name], [found.explanation])
     return [
         result,
-        maps_html(found),
+        maps_html(result.photo.name, found),
         gains_html(found),
         _file(MAPS, maps.content()),
         *downloads(result, alpha),
@@ -196,8 +198,6 @@ def downloads(result: Result, alpha: float) -> list[Any]:
 
 def texts(result: Result, alpha: float) -> tuple[str, str]:
     """Returns the lines of Python, and the command."""
-    import dataclasses
-
     options = dataclasses.replace(result.options, alpha=alpha)
     explanation, example = result.found.explanation, result.photo.example
     layer = explanation.layer or options.layer or ""

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from captum_unioncam._progress import Listener, progress_to
 from captum_unioncam.cli.explaining import ClassExplanation, Setup, explain_classes
 from captum_unioncam.cli.listing import default_layer_of
 from captum_unioncam.cli.options import AppOptions, ExplainOptions
-from captum_unioncam.errors import ConfigError, DataError, ModelError
+from captum_unioncam.errors import ConfigError, DataError
 from captum_unioncam.evaluation.data import read_image
 from captum_unioncam.models import (
     Classifier,
@@ -54,7 +55,7 @@ class Photo:
             DataError: If it cannot be read, or is too large.
         """
         if self.path is None:
-            return _examples()[Path(self.name).stem]()
+            return Image.fromarray(_examples()[Path(self.name).stem]())
         file = Path(self.path)
         if file.stat().st_size > LARGEST_UPLOAD:
             raise DataError(
@@ -88,6 +89,11 @@ class Engine:
         self._lock = threading.RLock()
         self._loaded: tuple[str, Classifier] | None = None
 
+    @property
+    def device(self) -> str | None:
+        """The device that the command named."""
+        return self._options.device
+
     def models(self) -> list[str]:
         """Returns the models to choose from: the command's, and all known names.
 
@@ -96,14 +102,18 @@ class Engine:
         """
         return list(dict.fromkeys([self._options.model, *list_models()]))
 
-    def model_options(self, model: str) -> dict[str, object]:
-        """Returns a model's options; those of the command are its own model's."""
+    def model_options(self, model: str) -> dict[str, Any]:
+        """Returns a model's options; those of the command are its own model's.
+
+        Raises:
+            ConfigError: If the model is not one to choose.
+        """
         if model != self._options.model:
             if model not in self.models():
                 raise ConfigError(f"`model` must be one of the list, got {model!r}")
             return {"model": model}
-        own = {"model": model, "weights": self._options.weights}
-        return {**own, **self._options.metadata}
+        weights = self._options.weights
+        return {"model": model, "weights": weights, **self._options.metadata}
 
     def layers(self, model: str) -> tuple[list[Choice], str | None]:
         """Returns the spatial layers with their sizes, and the default one."""
@@ -170,13 +180,7 @@ class Engine:
         self._loaded = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        name, weights = str(options.pop("model")), str(options.pop("weights", "default"))
-        try:
-            classifier = load_classifier(name, weights, **options)  # type: ignore[arg-type]
-        except OSError as error:  # such as a download without a network
-            raise ModelError(
-                f"the weights of {name} cannot be loaded ({error}); choose another model"
-            ) from error
+        classifier = load_classifier(options.pop("model"), **options)
         classifier.model.to(self._device)
         self._loaded = (model, classifier)
         return classifier
@@ -190,10 +194,7 @@ def example_names() -> list[str]:
         return []
 
 
-def _examples() -> dict[str, Callable[[], Image.Image]]:
+def _examples() -> dict[str, Callable[[], Any]]:
     from skimage import data
 
-    return {
-        "coffee": lambda: Image.fromarray(data.coffee()),  # type: ignore[no-untyped-call]
-        "chelsea": lambda: Image.fromarray(data.chelsea()),  # type: ignore[no-untyped-call]
-    }
+    return {"coffee": data.coffee, "chelsea": data.chelsea}

@@ -28,13 +28,16 @@ CSS = f"""
   grid-template-columns: repeat(auto-fill, minmax(200px, 1fr));}}
 .unioncam-maps figure {{margin: 0;}}
 .unioncam-stack {{position: relative; line-height: 0;}}
-.unioncam-stack img {{width: 100%; image-rendering: auto; border-radius: 4px;}}
+.unioncam-stack img {{width: 100%; border-radius: 4px;}}
 .unioncam-stack img + img {{position: absolute; inset: 0; height: 100%;
   opacity: var({OPACITY}, 0.5);}}
 .unioncam-maps figcaption {{padding-top: 4px; overflow-wrap: break-word;}}
 .unioncam-gains {{border-collapse: collapse; width: 100%;}}
 .unioncam-gains caption {{text-align: left; padding: 8px 0 4px; font-weight: 600;}}
-.unioncam-gains th {{text-align: left; font-weight: 400; width: 8em;}}
+.unioncam-gains tr, .unioncam-gains th, .unioncam-gains td {{
+  border: none !important; background: none !important;}}
+.unioncam-gains th {{text-align: left; font-weight: 400; width: 1%;
+  white-space: nowrap;}}
 .unioncam-gains td:last-child {{text-align: right; width: 5em;
   font-variant-numeric: tabular-nums;}}
 .unioncam-gains th, .unioncam-gains td {{padding: 3px 6px 3px 0;}}
@@ -56,11 +59,13 @@ def preview_html(name: str, image: Image.Image) -> str:
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=90)
     source = _data_url(buffer.getvalue(), "jpeg")
-    return f'<div class="unioncam-preview"><img src="{source}" alt="{escape(name)}"></div>'
+    return (
+        f'<div class="unioncam-preview"><img src="{source}" alt="{escape(name)}"></div>'
+    )
 
 
-def maps_html(found: ClassExplanation) -> str:
-    """Returns the class, an overlay for each method, and what to mind."""
+def maps_html(photo: str, found: ClassExplanation) -> str:
+    """Returns what was explained, an overlay for each method, and what to mind."""
     explanation = found.explanation
     target = explanation.to_dict()["images"][0]["target"]
     figures = [
@@ -73,7 +78,7 @@ def maps_html(found: ClassExplanation) -> str:
             '<p class="unioncam-note">The confidence in this class is about 0, so that '
             "the gains may say nothing.</p>"
         )
-    shown = f"{label(target)}, confidence {target['confidence']:.1%}"
+    shown = f"{photo}: {label(target)}, confidence {target['confidence']:.1%}"
     return (
         f"<h3>{escape(shown)}</h3>"
         f'<div class="unioncam-maps">{"".join(figures)}</div>{note}'

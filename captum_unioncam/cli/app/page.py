@@ -43,13 +43,13 @@ class Controls(NamedTuple):
     methods: gr.Dropdown
     theta: gr.Slider
     fidelity: gr.Slider
-    explain: gr.Button
-    cancel: gr.Button
 
 
 class Results(NamedTuple):
     """What a user gets."""
 
+    explain: gr.Button
+    cancel: gr.Button
     opacity: gr.Slider
     maps: gr.HTML
     gains: gr.HTML
@@ -60,11 +60,12 @@ class Results(NamedTuple):
 
 def build_page(engine: Engine) -> gr.Blocks:
     """Returns the page."""
-    with gr.Blocks(
+    page = gr.Blocks(
         title="captum-unioncam",
         analytics_enabled=False,
         delete_cache=(FILE_CHECK, FILE_AGE),
-    ) as page:
+    )
+    with page:
         gr.Markdown("# captum-unioncam\nShows where a model sees a class in an image.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -77,11 +78,14 @@ def build_page(engine: Engine) -> gr.Blocks:
 
 
 def _controls(engine: Engine) -> Controls:
-    names, layers, first = engine.models(), *_first_layers(engine)
+    names = engine.models()
+    layers, first = engine.layers(names[0])
     defaults = ExplainOptions()
     upload = gr.File(label="Drop an image", file_types=["image"], height=120)
     with gr.Row():
-        examples = [gr.Button(name, size="sm") for name in example_names()]
+        examples = [
+            gr.Button(name, size="sm", min_width=100) for name in example_names()
+        ]
     return Controls(
         upload,
         examples,
@@ -112,13 +116,7 @@ def _controls(engine: Engine) -> Controls:
             label="Fidelity",
             info="1 scores all channels, and is the exact map.",
         ),
-        gr.Button("Explain", variant="primary"),
-        gr.Button("Cancel", variant="stop", interactive=False),
     )
-
-
-def _first_layers(engine: Engine) -> tuple[list[tuple[str, str]], str | None]:
-    return engine.layers(engine.models()[0])
 
 
 def _method_choices() -> list[tuple[str, str]]:
@@ -131,17 +129,20 @@ def _method_choices() -> list[tuple[str, str]]:
 
 
 def _results() -> Results:
+    with gr.Row():
+        explain = gr.Button("Explain", variant="primary", min_width=100)
+        cancel = gr.Button("Cancel", interactive=False, min_width=100)
     opacity = gr.Slider(0, 1, value=ExplainOptions().alpha, step=0.01, label="Opacity")
     maps, gains = gr.HTML(min_height=240), gr.HTML()
     with gr.Row():
         files = [
-            gr.DownloadButton(name, interactive=False, size="sm", min_width=80)
-            for name in ("NPZ", "PNG", "Python", "Command")
+            gr.DownloadButton(name, interactive=False, size="sm", min_width=110)
+            for name in ("Maps (NPZ)", "Picture (PNG)", "Python", "Command")
         ]
     with gr.Accordion("Make it again", open=False):
         python = gr.Code(language="python", label="Python")
         command = gr.Code(language="shell", label="Command")
-    return Results(opacity, maps, gains, files, python, command)
+    return Results(explain, cancel, opacity, maps, gains, files, python, command)
 
 
 def _connect(page: gr.Blocks, do: Actions, given: Controls, got: Results) -> None:
@@ -152,16 +153,14 @@ def _connect(page: gr.Blocks, do: Actions, given: Controls, got: Results) -> Non
     for change in (given.upload.upload, given.upload.clear):
         change(do.upload, [model, given.upload], image, **ONE_BY_ONE)
     for button in given.examples:
-        button.click(
-            do.example, [model, button], [given.upload, *image], **ONE_BY_ONE
-        )
+        button.click(do.example, [model, button], [given.upload, *image], **ONE_BY_ONE)
     model.input(do.change_model, [model, photo], [given.layer, *image], **ONE_BY_ONE)
     given.top.input(None, given.top, given.target, js="(value) => value")
     given.target.input(None, given.target, given.top, js="(value) => value")
 
-    buttons = [given.explain, given.cancel]
+    buttons = [got.explain, got.cancel]
     redrawn = [*got.files[1:], got.python, got.command]
-    given.explain.click(do.begin, None, buttons, **AT_ONCE).then(
+    got.explain.click(do.begin, None, buttons, **AT_ONCE).then(
         do.explain,
         [photo, model, given.layer, given.target, given.methods]
         + [given.theta, given.fidelity, got.opacity],
@@ -169,7 +168,7 @@ def _connect(page: gr.Blocks, do: Actions, given: Controls, got: Results) -> Non
         show_progress_on=got.maps,
         **ONE_BY_ONE,
     ).then(do.end, None, buttons, **AT_ONCE)
-    given.cancel.click(do.cancel, **AT_ONCE)
+    got.cancel.click(do.cancel, **AT_ONCE)
     page.unload(do.leave)
     got.opacity.input(None, got.opacity, js=SET_OPACITY)
     got.opacity.release(do.redraw, [result, got.opacity], redrawn, **AT_ONCE)
