@@ -27,6 +27,8 @@ from captum_unioncam.models import (
 
 MEGABYTE = 2**20
 LARGEST_UPLOAD = 20 * MEGABYTE
+# Larger files do not reach the disk; of those between, the user reads what is wrong.
+LARGEST_BODY = 5 * LARGEST_UPLOAD
 
 Choice = tuple[str, str]  # what is shown, and its value
 

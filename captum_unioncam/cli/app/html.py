@@ -32,9 +32,9 @@ CSS = f"""
 .unioncam-stack img + img {{position: absolute; inset: 0; height: 100%;
   opacity: var({OPACITY}, 0.5);}}
 .unioncam-maps figcaption {{padding-top: 4px; overflow-wrap: break-word;}}
-.unioncam-gains {{border-collapse: collapse; width: 100%;}}
+.unioncam-gains {{border-collapse: collapse; border: none !important; width: 100%;}}
 .unioncam-gains caption {{text-align: left; padding: 8px 0 4px; font-weight: 600;}}
-.unioncam-gains tr, .unioncam-gains th, .unioncam-gains td {{
+.unioncam-gains tbody, .unioncam-gains tr, .unioncam-gains th, .unioncam-gains td {{
   border: none !important; background: none !important;}}
 .unioncam-gains th {{text-align: left; font-weight: 400; width: 1%;
   white-space: nowrap;}}

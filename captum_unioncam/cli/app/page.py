@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from captum_unioncam.cli.app.actions import Actions
-from captum_unioncam.cli.app.engine import Engine, example_names
+from captum_unioncam.cli.app.engine import (
+    LARGEST_UPLOAD,
+    MEGABYTE,
+    Engine,
+    example_names,
+)
 from captum_unioncam.cli.app.html import CSS, OPACITY
 from captum_unioncam.cli.options import ExplainOptions
 from captum_unioncam.evaluation.methods import METHODS
@@ -81,7 +86,8 @@ def _controls(engine: Engine) -> Controls:
     names = engine.models()
     layers, first = engine.layers(names[0])
     defaults = ExplainOptions()
-    upload = gr.File(label="Drop an image", file_types=["image"], height=120)
+    limit = f"{LARGEST_UPLOAD // MEGABYTE} MB at most"
+    upload = gr.File(label=f"Image, {limit}", file_types=["image"], height=120)
     with gr.Row():
         examples = [
             gr.Button(name, size="sm", min_width=100) for name in example_names()
@@ -160,14 +166,16 @@ def _connect(page: gr.Blocks, do: Actions, given: Controls, got: Results) -> Non
 
     buttons = [got.explain, got.cancel]
     redrawn = [*got.files[1:], got.python, got.command]
-    got.explain.click(do.begin, None, buttons, **AT_ONCE).then(
+    explained = got.explain.click(do.begin, None, buttons, **AT_ONCE).then(
         do.explain,
         [photo, model, given.layer, given.target, given.methods]
         + [given.theta, given.fidelity, got.opacity],
         [result, got.maps, got.gains, got.files[0], *redrawn],
         show_progress_on=got.maps,
         **ONE_BY_ONE,
-    ).then(do.end, None, buttons, **AT_ONCE)
+    )
+    for ended in (explained.success, explained.failure):
+        ended(do.end, None, buttons, **AT_ONCE)
     got.cancel.click(do.cancel, **AT_ONCE)
     page.unload(do.leave)
     got.opacity.input(None, got.opacity, js=SET_OPACITY)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from ipaddress import ip_address
 from typing import Any
 
-from captum_unioncam.cli.app.engine import LARGEST_UPLOAD, Engine
+from captum_unioncam.cli.app.engine import LARGEST_BODY, Engine
 from captum_unioncam.cli.options import AppOptions
 from captum_unioncam.cli.terminal import write_error
 from captum_unioncam.errors import UserError, one_line
@@ -81,7 +81,7 @@ def _launched(engine: Engine, host: str, port: int) -> Any:
         prevent_thread_lock=True,
         quiet=True,
         show_error=True,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=LARGEST_BODY,
         state_session_capacity=SESSIONS,
         enable_monitoring=False,
         ssr_mode=False,
