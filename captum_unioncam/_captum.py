@@ -32,6 +32,8 @@ from captum.attr._utils.approximation_methods import (
 from captum.log import log_usage
 from torch import Tensor
 
+from captum_unioncam._progress import HeardProgress, current_listener
+
 __all__ = [
     "HOOKS_LOCK",
     "INTEGRATION_METHODS",
@@ -112,8 +114,14 @@ def integration_steps(method: str, steps: int) -> list[tuple[float, float]]:
 
 
 def progress_bar(description: str | None, total: int) -> AbstractContextManager[Any]:
-    """Returns Captum's progress bar (on stderr), or for None one that does nothing."""
+    """Returns Captum's progress bar (on stderr), or for None one that does nothing.
+
+    Where somebody listens, they hear of it in place of the bar.
+    """
     if description is None:
         return cast(AbstractContextManager[Any], NullProgress())
+    listener = current_listener()
+    if listener is not None:
+        return HeardProgress(listener, description, total)
     bar = progress(desc=f"{description} attribution", total=total)
     return cast(AbstractContextManager[Any], bar)

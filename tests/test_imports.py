@@ -38,7 +38,7 @@ LAYERS = (
         "_reshape",
     }
     | {"_options", "_chunks", "wrappers", "augmentations", "_pictures"},
-    {"_captum", "_maps", "_checks", "_files", "_objects", "errors"},
+    {"_captum", "_maps", "_checks", "_files", "_objects", "errors", "_progress"},
 )
 # What the command imports before it knows what to do.
 LIGHT = (
@@ -162,6 +162,8 @@ def test_private_and_heavy_packages_have_few_users(path):
     torchvisions = ("evaluation.data", "evaluation.sources")
     if name not in torchvisions and name.partition(".")[0] != "models":
         assert not uses(path, "torchvision")
+    if name not in ("cli.app.page", "cli.app.actions"):
+        assert not uses(path, "gradio")
     if name not in ("models.from_timm", "models.from_hf"):
         assert not uses(path, "timm", "transformers")
     if name != "evaluation.sources":

@@ -19,6 +19,7 @@ from captum_unioncam import UnionCAMDetails
 from captum_unioncam._confidence import confidence, unchanged
 from captum_unioncam._explaining import class_scores, known_options, parsed_methods
 from captum_unioncam._pictures import DOTS_PER_INCH, figure_content, suffix_of
+from captum_unioncam._progress import tell_progress
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam.cli.options import ExplainOptions
 from captum_unioncam.errors import DataError, UserError
@@ -101,7 +102,9 @@ def _by_methods(
     """Explains one class of each image by each method."""
     found: list[Explanation] = []
     kept, seconds = {}, {}
-    for label in setup.methods or (COMPONENTS,):
+    labels = setup.methods or (COMPONENTS,)
+    for number, label in enumerate(labels):
+        tell_progress(title_of(label), number, len(labels))
         started = time.perf_counter()
         explanation = _explained(setup, label, images, target, show_progress)
         found.append(explanation)
@@ -264,17 +267,23 @@ def _figure(
             **setup.drawing,
         )
     (one,) = classes
-    maps_of_class = _class_maps(setup, one.explanation, index)
     if setup.methods is None:
+        maps_of_class = _class_maps(setup, one.explanation, index)
         details = one.explanation.details[COMPONENTS]
         return _components_figure(setup, picture, maps_of_class, details, index)
+    return methods_figure(one, index, **setup.drawing)
+
+
+def methods_figure(one: ClassExplanation, index: int, **drawing: Any) -> Figure:
+    """Draws an image, and its map by each method with what it keeps."""
+    explanation = one.explanation
     titled = {
-        f"{title}\nkeeps {kept[index]:.0%}": maps
-        for (title, maps), kept in zip(
-            maps_of_class.items(), one.kept.values(), strict=True
+        f"{title_of(label)}\nkeeps {kept[index]:.0%}": (
+            explanation.maps[label][index : index + 1]
         )
+        for label, kept in one.kept.items()
     }
-    return panels(picture, titled, **setup.drawing)
+    return panels(explanation.pictures[index : index + 1], titled, **drawing)
 
 
 def _class_maps(

@@ -28,9 +28,7 @@ def layers_text(classifier: Classifier) -> str:
     layers = classifier.spatial_layers()
     if not layers:
         raise ModelError(f"{classifier.name} has no layer of several positions")
-    default = None
-    with suppress(ModelError):
-        default = classifier.default_layer
+    default = default_layer_of(classifier)
     names = max(len(layer.name) for layer in layers)
     kinds = max(len(layer.kind) for layer in layers)
     lines = []
@@ -39,3 +37,10 @@ def layers_text(classifier: Classifier) -> str:
         mark = " (default)" if layer.name == default else ""
         lines.append(f"{layer.name:<{names}}  {layer.kind:<{kinds}}  {shape}{mark}")
     return "".join(f"{printable(line)}\n" for line in lines)
+
+
+def default_layer_of(classifier: Classifier) -> str | None:
+    """Returns the dotted name of the default layer; None if none is found."""
+    with suppress(ModelError):
+        return classifier.default_layer
+    return None

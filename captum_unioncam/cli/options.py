@@ -130,6 +130,27 @@ class EvaluateOptions(EvaluationConfig):
 
 
 @dataclass(frozen=True)
+class AppOptions(ModelOptions):
+    """Which model the app shows first, and where it listens."""
+
+    device: str | None = option(
+        "device of torch (default: cuda where there is one, else cpu)", None
+    )
+    host: str = option(
+        "address to listen on; with any but the default, other machines may use the "
+        "app, and it asks for no password",
+        "127.0.0.1",
+        metavar="ADDRESS",
+    )
+    port: int = option(
+        "port to listen on; 0 for any that is free", 7860, low=0, high=65535
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+@dataclass(frozen=True)
 class NoOptions:
     """The options of a command that has none."""
 
@@ -157,6 +178,13 @@ COMMANDS = {
         "report. Every option but --preset and --report-only is a field of "
         "EvaluationConfig.",
         EvaluateOptions,
+    ),
+    "app": Command(
+        "explain images in the browser",
+        "Explains images in the browser: drop an image, choose a class, compare "
+        "methods. Serves this machine alone by default, and asks no other host for "
+        "anything but the weights of a model that is chosen.",
+        AppOptions,
     ),
     "methods": Command(
         "list the methods", "Prints the table of all methods, in Markdown.", NoOptions
