@@ -11,7 +11,6 @@ from PIL import Image
 from skimage import data
 
 from captum_unioncam import explain
-from captum_unioncam.evaluation import METHODS
 from captum_unioncam.models import load_classifier
 
 FOLDER = Path(__file__).parents[1] / "tutorials"
@@ -73,8 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    missing = {
-        name for name, method in METHODS.items() if not method.baseline
-    } - set().union(*GROUPS.values())
-    assert not missing, f"methods without a place in the gallery: {sorted(missing)}"
     main()

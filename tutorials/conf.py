@@ -29,6 +29,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "cache"  # a notebook that did not change is not run again
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # of a cell that fails
 nb_execution_timeout = 300  # seconds for a cell
 nb_merge_streams = True
 nb_output_stderr = "remove"  # progress bars
