@@ -19,18 +19,15 @@ PHOTOGRAPHS = ("coffee", "chelsea", "camera", "rocket")
 # A figure each. What looks at no model is left out.
 GROUPS = {
     "unions": ("unioncam", "denoisedgradcam", "regioncam", "fusioncam"),
-    "gradients": (
-        *("gradcam", "gradcamplusplus", "xgradcam", "hirescam", "layercam"),
-        *("smoothgradcamplusplus", "integratedgradcam", "augmentedgradcam"),
+    "gradients": ("gradcam", "gradcamplusplus", "xgradcam", "hirescam"),
+    "positions": (
+        *("layercam", "smoothgradcamplusplus"),
+        *("integratedgradcam", "augmentedgradcam"),
     ),
-    "scores": (
-        *("scorecam", "sscam", "iscam", "groupcam", "ablationcam", "fdcam"),
-        *("reciprocam", "rise"),
-    ),
-    "others": (
-        *("cam", "eigencam", "eigengradcam"),
-        *("occlusion", "integratedgradients", "guidedgradcam"),
-    ),
+    "masks": ("scorecam", "sscam", "iscam", "groupcam"),
+    "changes": ("ablationcam", "fdcam", "reciprocam", "rise"),
+    "components": ("cam", "eigencam", "eigengradcam"),
+    "captum": ("occlusion", "integratedgradients", "guidedgradcam"),
 }
 DPI, QUALITY = 56, 88
 

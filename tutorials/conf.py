@@ -21,6 +21,11 @@ exclude_patterns = ["build", ".jupyter_cache", "jupyter_execute"]
 
 html_theme = "furo"
 html_title = f"captum-unioncam {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_show_sphinx = False
+html_copy_source = False
 html_math_renderer = "mathml"
 copybutton_exclude = ".linenos, .gp, .go"
 

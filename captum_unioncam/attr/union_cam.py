@@ -121,7 +121,7 @@ class UnionCAM(UnitingCAM):
         """Returns the union that measured best, which is not the paper's.
 
         It keeps the fused map of :class:`DenoisedGradCAM`, :class:`LayerCAM` and
-        :class:`RegionCAM`. The README has the measurements.
+        :class:`RegionCAM`. The documentation has the measurements.
 
         Args:
             forward_func, layer, device_ids, reshape_transform, scoring_func,

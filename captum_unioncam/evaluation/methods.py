@@ -1,4 +1,4 @@
-"""The methods by name: the command, the tests and the README's table read this list."""
+"""The methods by name: the command, the tests and the documentation read this list."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -373,7 +373,7 @@ METHODS: dict[str, Method] = {entry.name: entry for entry in _ENTRIES}
 
 
 def methods_table() -> str:
-    """Returns all methods as a table in Markdown, the README's."""
+    """Returns all methods as a table in Markdown, the documentation's."""
     header = (
         "name",
         "class",

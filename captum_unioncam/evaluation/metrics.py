@@ -384,7 +384,7 @@ METRICS: dict[str, Metric] = {
 
 
 def metrics_table() -> str:
-    """Returns all metrics as a table in Markdown, the README's."""
+    """Returns all metrics as a table in Markdown, the documentation's."""
     header = ("name", "function", "measures", "better", "paper", "boxes")
     rows = (
         (
