@@ -1,6 +1,6 @@
 """How methods cope with odd models and situations, beside the peers. Not a test.
 
-``python tests/benchmark.py robustness`` prints the table of the README. A cell says
+``python tests/benchmark.py robustness`` prints the documentation's table. A cell says
 what became of the map of a plain model: ``right``, it is the same but for rounding;
 ``wrong``, it is another one, without a word; ``warns``, another one with a warning;
 ``error``, there is none;

@@ -88,14 +88,14 @@ def test_precision_is_restored(name):
 
 @pytest.mark.parametrize("title", [title for title in METHODS if " " not in title])
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_our_methods_cope_with_odd_models_as_the_readme_says(title, name):
+def test_our_methods_cope_with_odd_models_as_the_documentation_says(title, name):
     assert outcome(METHODS[title], SITUATIONS[name]) == "right"
 
 
-def test_the_readme_has_a_row_for_each_odd_model():
-    readme = (PROGRAM.parents[1] / "README.md").read_text()
+def test_the_documentation_has_a_row_for_each_odd_model():
+    page = (PROGRAM.parents[1] / "tutorials" / "robustness.md").read_text()
     header = f"| the model, or the call | {' | '.join(METHODS)} |"
-    table = readme.partition(header)[2].partition("\n\n")[0].splitlines()[2:]
+    table = page.partition(header)[2].partition("\n\n")[0].splitlines()[2:]
     cells = [row.strip("| ").split(" | ") for row in table]
     assert [row[0] for row in cells] == list(SITUATIONS)
     assert all(row[1:5] == ["right"] * 4 for row in cells)

@@ -26,7 +26,7 @@ def methods_list() -> str:
 
 
 def methods_table() -> str:
-    """Returns all methods as a table in Markdown, the README's."""
+    """Returns all methods as a table in Markdown."""
     header = (
         "name",
         "class",
@@ -50,7 +50,7 @@ def methods_table() -> str:
 
 
 def metrics_table() -> str:
-    """Returns all metrics as a table in Markdown, the README's."""
+    """Returns all metrics as a table in Markdown."""
     header = ("name", "function", "measures", "better", "paper", "boxes")
     rows = (
         (

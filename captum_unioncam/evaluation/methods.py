@@ -1,4 +1,4 @@
-"""The methods by name: the command, the tests and the README's table read this list."""
+"""The methods by name: the command, the tests and the documentation read this list."""
 
 import inspect
 from collections.abc import Callable, Mapping
