@@ -35,8 +35,8 @@ def bars_figure(summary: Summary, columns: Mapping[str, Column]) -> "Figure":
     from matplotlib.figure import Figure
 
     labels = [broken_label(method, LABEL_CHARACTERS) for method in summary]
-    lines = sum(1 + label.count("\n") for label in labels)
-    inches = 1.1 + 0.32 * max(lines, 1)
+    lines = max((1 + label.count("\n") for label in labels), default=1)
+    inches = 1.1 + max(0.32, 0.18 * lines) * max(len(labels), 1)
     figure = Figure(figsize=(2 + 3.6 * len(columns), inches), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axis, (name, column) in zip(panels, columns.items(), strict=True):
