@@ -11,8 +11,6 @@ from captum_unioncam.evaluation.document import Column
 from captum_unioncam.evaluation.statistics import Estimate, Summary
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -90,7 +88,7 @@ def curves_figure(
     lines = {}
     for axis, method in zip(panels, methods, strict=False):
         for kind, by_method in curves.items():
-            if reference != method and reference in by_method:
+            if reference is not None and reference != method and reference in by_method:
                 _curve(axis, by_method[reference], colours[kind], thin=True)
             if method in by_method:
                 lines[kind] = _curve(axis, by_method[method], colours[kind])
@@ -107,8 +105,13 @@ def curves_figure(
     figure.supxlabel("fraction of the pixels", fontsize="medium")
     figure.supylabel("score of the class", fontsize="medium")
     headings = [columns[kind].heading for kind in lines]
-    places = {"loc": "outside upper center", "ncols": 2, "frameon": False}
-    figure.legend(list(lines.values()), headings, **places)
+    figure.legend(
+        list(lines.values()),
+        headings,
+        loc="outside upper center",
+        ncols=2,
+        frameon=False,
+    )
     return figure
 
 
@@ -135,10 +138,13 @@ def _curve(
     return line
 
 
-def strip_jpeg(
-    photographs: Sequence["npt.NDArray[np.uint8]"], titles: Sequence[str]
-) -> bytes:
-    """Returns photographs of one size in one row, each under its title, as a JPEG."""
+def strip_jpeg(photographs: Sequence[Any], titles: Sequence[str]) -> bytes:
+    """Returns photographs in one row, each under its title, as a JPEG.
+
+    Args:
+        photographs (Sequence): Arrays of one size, uint8, RGB, (H, W, 3).
+        titles (Sequence[str]): One for each; lines are broken already.
+    """
     from matplotlib.figure import Figure
 
     height, width = photographs[0].shape[:2]
