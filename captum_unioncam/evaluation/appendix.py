@@ -3,8 +3,9 @@
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +14,22 @@ from torch.nn import Module
 from captum_unioncam.errors import one_line
 from captum_unioncam.evaluation.data import Images
 from captum_unioncam.evaluation.document import Picture, Section, Table
-from captum_unioncam.evaluation.figures import png_of, sanity_figure
+from captum_unioncam.evaluation.figures import (
+    TILE_CHARACTERS,
+    broken_label,
+    png_of,
+    sanity_figure,
+    strip_jpeg,
+)
 from captum_unioncam.evaluation.metrics import METRICS
 from captum_unioncam.evaluation.row import Row
 from captum_unioncam.evaluation.sanity import randomization_curves
 from captum_unioncam.evaluation.storage import read_maps
 from captum_unioncam.evaluation.task import Task
-from captum_unioncam.visualization import panels
+from captum_unioncam.visualization import overlay_images
 
-GALLERY = 2  # best and worst images
-GALLERY_DOTS_PER_INCH = 100
+GALLERY = 3  # best and worst images
+TILE_PIXELS = 92  # of a page that a photograph of a strip needs to be read
 
 
 def make_gallery(
@@ -63,49 +70,52 @@ def make_gallery(
         return [Section("Gallery", "There is no image with a map of every method.")]
     text = (
         f"The images of the best and the worst {METRICS[metric].title} of {reference}, "
-        "under all methods, a row each. They are not typical: the tables above are of "
-        "all images."
+        f"under all methods, a row each. The number above a map is its {metric}. They "
+        "are not typical: the tables above are of all images."
     )
-    return [
-        Section(
-            "Gallery", text, pictures=_pictures(task, known, methods, metric, folder)
+    values = {(row["id"], row["method"]): row["metrics"].get(metric) for row in sound}
+    maps = read_maps(folder, {(row["id"], m) for _, row, _ in known for m in methods})
+    pictures = tuple(
+        Picture(
+            f"gallery-{number:03}.jpg",
+            f"{_line(end, row, reference, metric)}",
+            _strip(task, row["id"], inputs, methods, maps, (metric, values)),
+            TILE_PIXELS * (1 + len(methods)),
         )
-    ]
+        for number, (end, row, inputs) in enumerate(known, 1)
+    )
+    return [Section("Gallery", text, pictures=pictures)]
 
 
-def _pictures(
+def _strip(
     task: Task,
-    shown: Sequence[tuple[str, Row, Tensor]],
+    name: str,
+    inputs: Tensor,
     methods: Sequence[str],
-    metric: str,
-    folder: Path,
-) -> tuple[Picture, ...]:
-    """Returns a picture of the images of each size, under their maps."""
-    maps = read_maps(folder, {(row["id"], m) for _, row, _ in shown for m in methods})
-    sizes = dict.fromkeys(inputs.shape for _, _, inputs in shown)
-    pictures = []
-    for number, size in enumerate(sizes, 1):
-        same = [one for one in shown if one[2].shape == size]
-        drawn = panels(
-            task.picture(torch.stack([inputs for _, _, inputs in same])),
-            {
-                method: torch.tensor(
-                    [[maps[row["id"], method]] for _, row, _ in same], device="cpu"
-                )
-                for method in methods
-            },
-        )
-        lines = [_line(end, row, metric) for end, row, _ in same]
-        png = png_of(drawn, GALLERY_DOTS_PER_INCH)
-        caption = f"From the top: {'; '.join(lines)}"
-        pictures.append(Picture(f"gallery-{number:03}.png", caption, png))
-    return tuple(pictures)
+    maps: Mapping[tuple[str, str], Any],
+    measured: tuple[str, Mapping[tuple[str, str], float | None]],
+) -> bytes:
+    """Returns an image and its maps by all methods in one row, with their values."""
+    metric, values = measured
+    image = task.picture(inputs[None]).cpu()  # (1, 3, H, W)
+    # Maps are of different sizes, so that each is drawn alone.
+    drawn = [
+        overlay_images(image, torch.tensor([[maps[name, method]]], device="cpu"))[0]
+        for method in methods
+    ]
+    (plain,) = overlay_images(image, torch.zeros(1, 1, 1, 1))
+    labels = [broken_label(method, TILE_CHARACTERS) for method in methods]
+    shown = [values[name, method] for method in methods]
+    texts = ["n/a" if value is None else f"{value:.4g}" for value in shown]
+    titles = [f"{a}\n{metric} {b}" for a, b in zip(labels, texts, strict=True)]
+    return strip_jpeg([plain, *drawn], ["image", *titles])
 
 
-def _line(end: str, row: Row, metric: str) -> str:
-    """Returns what a row of the gallery shows."""
+def _line(end: str, row: Row, reference: str, metric: str) -> str:
+    """Returns what a strip of the gallery shows."""
     name = row["target_name"] or row["target"]
-    return f"{end}: {row['id']}, {name} ({metric} {row['metrics'][metric]:.4g})"
+    value = f"{row['metrics'][metric]:.4g}"
+    return f"{end}: {row['id']}, {name} ({metric} of {reference}: {value})"
 
 
 def _inputs(images: Images, row: Row) -> Tensor | None:

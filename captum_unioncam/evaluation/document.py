@@ -5,6 +5,7 @@ cannot say different things. Everything is escaped where it is inserted.
 """
 
 import base64
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 import jinja2
+from markupsafe import Markup
 
 from captum_unioncam.errors import printable
 
@@ -65,22 +67,40 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file of the report."""
+    """A PNG or JPEG file of the report.
+
+    Attributes:
+        file (str): Its name.
+        caption (str): What it shows.
+        content (bytes): The content of the file.
+        least_width (int): Pixels of the page that a strip of photographs needs to be
+            read; a narrower page scrolls it. 0: it is a plot.
+    """
 
     file: str
     caption: str
-    png: bytes
+    content: bytes
+    least_width: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The media type, by the end of the file's name."""
+        return "image/jpeg" if self.file.endswith(".jpg") else "image/png"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report, as plain text that is still to be escaped."""
+    """A part of the report, as plain text that is still to be escaped.
+
+    The ``note``, such as how to read the tables, stands behind them.
+    """
 
     title: str
     text: str = ""
     code: str = ""
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    note: str = ""
 
 
 def markdown(sections: Sequence[Section]) -> str:
@@ -90,7 +110,7 @@ def markdown(sections: Sequence[Section]) -> str:
 
 def html(sections: Sequence[Section]) -> str:
     """Returns a report as one HTML file, with its pictures in it."""
-    return _render("report.html.jinja", sections, _plain, autoescape=True)
+    return _render("report.html.jinja", sections, _plain_html, autoescape=True)
 
 
 def latex(sections: Sequence[Section]) -> str:
@@ -134,7 +154,10 @@ def plain_table(table: Table, mark: str = "*") -> str:
 def section_to_dict(section: Section) -> dict[str, Any]:
     """Returns a section as JSON, with its pictures as the names of their files."""
     tables = [asdict(table) | {"bold": sorted(table.bold)} for table in section.tables]
-    pictures = [{"file": p.file, "caption": p.caption} for p in section.pictures]
+    pictures = [
+        {"file": p.file, "caption": p.caption, "least_width": p.least_width}
+        for p in section.pictures
+    ]
     return asdict(section) | {"tables": tables, "pictures": pictures}
 
 
@@ -157,11 +180,17 @@ def section_from_dict(
         for table in entries["tables"]
     )
     pictures = tuple(
-        Picture(picture["file"], picture["caption"], read(picture["file"]))
+        Picture(
+            picture["file"],
+            picture["caption"],
+            read(picture["file"]),
+            picture.get("least_width", 0),
+        )
         for picture in entries["pictures"]
     )
     title, text, code = (entries[name] for name in ("title", "text", "code"))
-    return Section(title, text, code, tables, pictures)
+    # Reports of earlier versions have neither notes nor widths.
+    return Section(title, text, code, tables, pictures, entries.get("note", ""))
 
 
 class _Code(str):
@@ -184,9 +213,35 @@ def _render(
         keep_trailing_newline=True,
         **marks,
     )
-    environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     environment.filters["code_lines"] = _code_lines
-    return environment.get_template(template).render(title=TITLE, sections=sections)
+    environment.filters["breakable"] = _breakable
+    environment.filters["names"] = _names
+    return environment.get_template(template).render(
+        title=TITLE, sections=sections, script_hash=_script_hash(environment)
+    )
+
+
+def _script_hash(environment: jinja2.Environment) -> str:
+    """Returns how the policy of the page names its one script."""
+    script = f"\n{environment.get_template('report.js.jinja').render()}"
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _breakable(text: str) -> Markup:
+    """Returns text for HTML, with breaks allowed behind the : and + within words."""
+    return Markup(
+        re.sub(r"(?<=\S)[:+](?=\S)", r"\g<0><wbr>", str(escape(_plain(text))))
+    )
+
+
+def _names(text: str) -> Markup:
+    """Returns text for HTML, whose words break nowhere else."""
+    words = [
+        f'<span class="name">{_breakable(word)}</span>' for word in text.split(" ")
+    ]
+    return Markup(" ".join(words))
 
 
 def _code_lines(code: str) -> list[_Code]:
@@ -199,6 +254,11 @@ def _plain(value: object) -> str:
     They include marks that would turn the direction of the text.
     """
     return printable(str(value))
+
+
+def _plain_html(value: object) -> str:
+    """As :func:`_plain`, but leaves alone what is HTML already."""
+    return value if isinstance(value, Markup) else _plain(value)
 
 
 def _plain_markdown(value: object) -> str:

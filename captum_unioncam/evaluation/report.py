@@ -19,7 +19,11 @@ from captum_unioncam.evaluation.document import (
     section_to_dict,
 )
 from captum_unioncam.evaluation.row import Row
-from captum_unioncam.evaluation.sections import Findings, report_sections
+from captum_unioncam.evaluation.sections import (
+    Findings,
+    closing_sections,
+    result_sections,
+)
 from captum_unioncam.evaluation.statistics import (
     COST,
     count_maps,
@@ -69,7 +73,8 @@ def write_report(
             ``reference`` (str) is the method to compare with, if it is not the first,
             and ``ablation`` (bool) whether to show the variants of UnionCAM apart.
             Further entries go to report.json.
-        further (Sequence[Section], optional): What else to say, at the end. Default: ()
+        further (Sequence[Section], optional): What else was found, which
+            stands before the failures and the settings. Default: ()
 
     Returns:
         *list* of the files.
@@ -91,7 +96,11 @@ def write_report(
     if missing:
         raise ValueError(f"`context` must have {list(CONTEXT)}; it lacks {missing}.")
     found = findings(rows, context)
-    sections = [*report_sections(context, found), *further]
+    sections = [
+        *result_sections(context, found),
+        *further,
+        *closing_sections(context, found),
+    ]
     everything = {
         **dict(sorted(context.items())),
         "results": {
@@ -108,7 +117,7 @@ def write_report(
         "report.html": html(sections),
         "report.tex": latex(sections),
     }
-    files = {p.file: p.png for section in sections for p in section.pictures}
+    files = {p.file: p.content for section in sections for p in section.pictures}
     # A file's name may hold bytes that are no text; it must not cost the report.
     files |= {name: t.encode(errors=ESCAPED) for name, t in texts.items()}
     files["results.csv"] = _csv(rows, context["metrics"])

@@ -27,7 +27,7 @@ from captum_unioncam.evaluation.tables import (
 )
 
 COLUMNS_PER_TABLE = 4
-DIFFERENCES_PER_TABLE = 5  # those of the default metrics
+DIFFERENCES_PER_TABLE = 3  # their intervals are wide
 MOST_FAILURES_SHOWN = 100
 
 DROP_INCREASE = ("drop", "increase")
@@ -67,8 +67,8 @@ class Findings:
         return self.comparison.leaders
 
 
-def report_sections(context: Mapping[str, Any], found: Findings) -> Iterator[Section]:
-    """Yields the report from top to bottom.
+def result_sections(context: Mapping[str, Any], found: Findings) -> Iterator[Section]:
+    """Yields what was found, from top to bottom.
 
     Args:
         context (Mapping[str, Any]): What was run; see :func:`.write_report`.
@@ -83,7 +83,6 @@ def report_sections(context: Mapping[str, Any], found: Findings) -> Iterator[Sec
         return means_table(found.summary, found.maps, columns, found.leaders)
 
     yield _summary(context, found, columns)
-    yield _what_was_run(context, found.failures)
     if shown := chosen(DROP_INCREASE):
         # The area stands behind the drop.
         shown = chosen(("drop", AREA, "increase") if "drop" in shown else DROP_INCREASE)
@@ -104,7 +103,12 @@ def report_sections(context: Mapping[str, Any], found: Findings) -> Iterator[Sec
     if len(variants) > 1 and (shown := chosen(PAPER)):
         yield _variants(found, shown, variants)
     yield Section("Cost", tables=(means(COST_COLUMNS),))
+
+
+def closing_sections(context: Mapping[str, Any], found: Findings) -> Iterator[Section]:
+    """Yields what failed and how it was run; see :func:`result_sections`."""
     yield _failed(found.failures)
+    yield _what_was_run(context)
 
 
 def _few(names: Sequence[str], most: int) -> list[Sequence[str]]:
@@ -115,14 +119,27 @@ def _few(names: Sequence[str], most: int) -> list[Sequence[str]]:
 def _summary(
     context: Mapping[str, Any], found: Findings, columns: Mapping[str, Column]
 ) -> Section:
-    comparison = found.comparison
+    text = (
+        f"Methods: {len(context['methods'])}. Images: {context['images']}. Failures: "
+        f"{found.failures['count']}."
+    )
+    if "model" in context["config"]:
+        text += f" Model: {context['config']['model']}."
+    if "layer" in context:
+        text += f" Layer: {context['layer']['name']}."
+    text += " Bold is the best mean of a column, and what is not resolved from it."
+    table = summary_table(found.summary, found.leaders, columns)
+    return Section("Summary", text, tables=(table,), note=_how_to_read(context, found))
+
+
+def _how_to_read(context: Mapping[str, Any], found: Findings) -> str:
     text = (
         f"Means over {context['images']} images. Bold are the best mean of a column "
         "and the means that are not resolved from it: those of methods whose paired "
         f"difference to the best one, image by image, has a {CONFIDENCE:.0%} interval "
         f"that contains 0 (percentile bootstrap, {RESAMPLES:,} resamples of the "
-        f"images, seed {comparison.seed}). Nothing is bold where that is every method, "
-        f"as with fewer than {FEWEST_PAIRS} images. Methods with maps that are "
+        f"images, seed {found.comparison.seed}). Nothing is bold where that is every "
+        f"method, as with fewer than {FEWEST_PAIRS} images. Methods with maps that are "
         "constant or not finite, or with a mean over fewer images than others, are not "
         "ranked. The intervals are not corrected for the number of comparisons, and "
         "the best of many methods is partly luck: choose on some images, and report on "
@@ -133,8 +150,11 @@ def _summary(
             " random, gaussian and edges look at no model: a metric on which one of "
             "them is bold does not tell what the model looks at."
         )
-    return Section(
-        "Summary", text, tables=(summary_table(found.summary, found.leaders, columns),)
+    return text + (
+        " In the tables below, a value is a mean ± one standard error (number of "
+        "images). NaN counts the images for which it is undefined, which the mean "
+        "leaves out. A constant map has one value everywhere; one that is not finite "
+        "holds NaN or infinities."
     )
 
 
@@ -158,14 +178,7 @@ def _differences(
     return Section(f"Differences to {reference}", text, tables=tables)
 
 
-def _what_was_run(context: Mapping[str, Any], failures: Mapping[str, Any]) -> Section:
-    text = (
-        f"Methods: {len(context['methods'])}. Images: {context['images']}. Failures: "
-        f"{failures['count']}. In the tables below, a value is a mean ± one standard "
-        "error (number of images). NaN counts the images for which it is undefined, "
-        "which the mean leaves out. A constant map has one value everywhere; one that "
-        "is not finite holds NaN or infinities."
-    )
+def _what_was_run(context: Mapping[str, Any]) -> Section:
     facts = [(name, context[name]) for name in ("images", "seed", "hardware")]
     facts += [*context["config"].items(), *context["versions"].items()]
     if "layer" in context:  # the one that was used, whether it was named or found
@@ -175,7 +188,7 @@ def _what_was_run(context: Mapping[str, Any], failures: Mapping[str, Any]) -> Se
     texts = [(n, v if isinstance(v, str) else strict_json(v)) for n, v in facts]
     rows = list(dict.fromkeys(texts))  # the seed may be in config too
     settings = Table(("setting", "value"), rows, left=2)
-    return Section("What was run", text, context["command"], (settings,))
+    return Section("What was run", "", context["command"], (settings,))
 
 
 def _drop_increase(
@@ -198,10 +211,16 @@ def _drop_increase(
 
 
 def _insertion_deletion(found: Findings, tables: Sequence[Table]) -> Section:
-    caption = "Mean curves, with bands of one standard error each way"
+    reference = found.comparison.reference
+    caption = (
+        "Mean curves, with bands of one standard error each way; dashed are those of "
+        f"{reference}"
+    )
     pictures: tuple[Picture, ...] = ()
     if curves := found.curves:
-        drawn = curves_figure(curves, {kind: column_of(kind) for kind in curves})
+        drawn = curves_figure(
+            curves, {kind: column_of(kind) for kind in curves}, reference
+        )
         pictures = (Picture("curves.png", caption, png_of(drawn)),)
     return Section("Insertion and deletion", "", "", tuple(tables), pictures)
 

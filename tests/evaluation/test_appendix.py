@@ -15,8 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "tiny_model")
 
 def captions(text):
     """Returns the lines of the gallery's pictures."""
-    shown = re.findall(r"!\[From the top: (.*)\]\(gallery-\d+.png\)", text)
-    return [line for caption in shown for line in caption.split("; ")]
+    return re.findall(r"!\[(.*)\]\(gallery-\d+.jpg\)", text)
 
 
 def ranked(folder, method="gradcam", metric="insertion"):
@@ -25,7 +24,8 @@ def ranked(folder, method="gradcam", metric="insertion"):
     chosen = [row for row in rows if row["method"] == method]
     chosen.sort(key=lambda row: -row["metrics"][metric])
     return [
-        f"{row['id']}, {row['target_name']} ({metric} {row['metrics'][metric]:.4g})"
+        f"{row['id']}, {row['target_name']} "
+        f"({metric} of {method}: {row['metrics'][metric]:.4g})"
         for row in chosen
     ]
 
@@ -35,16 +35,42 @@ def test_a_sanity_check_and_a_gallery_are_part_of_the_report(images, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "## Randomisation of the model" in text and "| gradcam | 1.00 |" in text
     html = (tmp_path / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 4
+    assert html.count("data:image/png;base64,") == 3
+    assert html.count("data:image/jpeg;base64,") == 5
     assert "best and the worst insertion of gradcam, under all methods" in text
     names = ranked(tmp_path)
-    best, worst = names[:2], names[-2:]
+    best, worst = names[:3], names[3:]
     assert captions(text) == [f"best: {n}" for n in best] + [
         f"worst: {n}" for n in worst
     ]
-    with Image.open(tmp_path / "gallery-001.png") as picture:
-        # Four rows of the image and two maps, and a line of titles.
-        assert 0.7 < picture.width / picture.height < 0.78
+    assert "The number above a map is its insertion." in text
+    for number in range(1, 6):
+        with Image.open(tmp_path / f"gallery-00{number}.jpg") as picture:
+            # The image and five maps in one row, under two lines of titles.
+            assert 600 == picture.width > 2 * picture.height
+    titles = ("Gallery", "Randomisation of the model", "Failures", "What was run")
+    places = [text.index(f"## {title}") for title in titles]
+    assert places == sorted(places)
+
+
+def test_a_strip_names_each_method_and_its_value(images, tmp_path, monkeypatch):
+    drawn = []
+    strip = appendix.strip_jpeg
+
+    def spying(photographs, titles):
+        drawn.append((len(photographs), titles))
+        return strip(photographs, titles)
+
+    monkeypatch.setattr(appendix, "strip_jpeg", spying)
+    labels = ("gradcam", "unioncam:parts=gradcam+regioncam:select=None")
+    evaluate(config(images, tmp_path, methods=labels, num_images=1))
+    rows = map(json.loads, (tmp_path / "rows-00000.jsonl").open())
+    values = {row["method"]: f"{row['metrics']['insertion']:.4g}" for row in rows}
+    ((count, titles),) = drawn
+    assert count == len(titles) and titles[0] == "image"
+    assert titles[1] == f"gradcam\ninsertion {values['gradcam']}"
+    parts = "unioncam:\nparts=gradcam+\nregioncam:\nselect=None"
+    assert titles[2] == f"{parts}\ninsertion {values[labels[1]]}"
 
 
 def test_the_gallery_is_by_the_reference_and_the_first_metric(images, tmp_path):
@@ -95,7 +121,7 @@ def test_an_image_that_is_gone_is_left_out_of_the_gallery(
     settings = config(tmp_path / "data", tmp_path / "out", methods=("gradcam",))
     evaluate(settings)
     names = ranked(tmp_path / "out")
-    shown = [f"best: {n}" for n in names[:2]] + [f"worst: {n}" for n in names[-2:]]
+    shown = [f"best: {n}" for n in names[:3]] + [f"worst: {n}" for n in names[3:]]
     text = (tmp_path / "out" / "report.md").read_text()
     assert captions(text) == [line for line in shown if "2.png" not in line]
 

@@ -151,7 +151,7 @@ def test_maps_that_are_not_finite_stay_out_of_the_gallery(
     text = (tmp_path / "report.md").read_text()
     gallery = text.split("## Gallery")[1].split("## ")[0]
     assert "the worst average drop, % of gradcam, under all" in gallery
-    assert gallery.count("best: ") == gallery.count("worst: ") == 2
+    assert gallery.count("![best: ") == 3 and gallery.count("![worst: ") == 2
     assert "| overflowing | 1.00 | n/a (2 NaN) |" in text
 
 

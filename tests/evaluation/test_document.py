@@ -1,8 +1,11 @@
 """The Markdown and the HTML of a report: the same sections, and nothing is markup."""
 
 import base64
+import hashlib
 import json
 import re
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -34,18 +37,21 @@ class Balance(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.tags, self.text = [], set(), ""
+        self.open, self.tags, self.text, self.scripts = [], set(), "", []
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        else:
+            self.text += data
 
 
 def test_markdown_says_mean_error_n_and_nan():
@@ -81,7 +87,7 @@ def test_nothing_of_the_users_is_taken_for_markup(tmp_path):
     texts = written(tmp_path, rows, asked, further)
     page = Balance()
     page.feed(texts["report.html"])
-    assert not page.open and "script" not in page.tags
+    assert not page.open and len(page.scripts) == 1
     assert page.text.count(EVIL) >= 9
     lines = texts["report.md"].splitlines()
     shown = [line for line in lines if not line.startswith("    ")]  # it is code
@@ -113,8 +119,8 @@ def test_a_name_is_shown_as_it_is(name, shown):
     page = Balance()
     page.feed(html(sections))
     assert not page.open and not {"b", "x"} & page.tags
-    # The parser has undone the escaping for HTML.
-    assert page.text.count(printable(name)) == 2
+    # The parser has undone the escaping for HTML: in the contents, heading and table.
+    assert page.text.count(printable(name)) == 3
 
 
 def test_code_is_verbatim_in_markdown_and_escaped_in_html():
@@ -143,7 +149,7 @@ def test_both_renderings_have_every_part_of_a_section():
 
 def test_an_empty_section_is_its_title():
     assert re.search("\n## Alone\n\n", markdown([Section("Alone")]))
-    assert "<h2>Alone</h2>" in html([Section("Alone")])
+    assert '<h2 id="section-1">Alone</h2>' in html([Section("Alone")])
 
 
 def test_a_heading_says_which_values_are_better():
@@ -205,6 +211,69 @@ def test_a_terminal_gets_columns_of_one_width_and_marks():
 
 def test_a_section_is_the_same_after_a_file():
     table = Table(("x", "y"), [("p", "q")], 2, frozenset({(0, 1)}))
-    section = Section("T", "text", "code", (table,), (Picture("p.png", "c", PNG),))
+    picture = Picture("p.png", "c", PNG, 90)
+    section = Section("T", "text", "code", (table,), (picture,), "note")
     content = json.loads(json.dumps(section_to_dict(section)))
     assert section_from_dict(content, {"p.png": PNG}.__getitem__) == section
+
+
+def test_a_section_of_an_earlier_version_has_no_note_and_plots_alone():
+    section = Section("T", pictures=(Picture("p.png", "c", PNG),))
+    content = section_to_dict(section)
+    del content["note"], content["pictures"][0]["least_width"]
+    assert section_from_dict(content, {"p.png": PNG}.__getitem__) == section
+
+
+# The page: contents, names, pictures, and its one script
+
+LONG = "unioncam:parts=gradcam+layercam:select=None"
+BREAKABLE = "unioncam:<wbr>parts=gradcam+<wbr>layercam:<wbr>select=None"
+
+
+def test_names_break_behind_a_colon_or_a_plus_alone():
+    numbers = Table((f"less {LONG}", "a: b +1"), [(LONG, "+1.0")])
+    words = Table(("image", "error"), [("a-b c", f"no {LONG}")], left=2)
+    page = html([Section(LONG, LONG, tables=(numbers, words), note=LONG)])
+    assert f'<td><span class="name">{BREAKABLE}</span></td>' in page
+    whole = '<td><span class="name">a-b</span> <span class="name">c</span></td>'
+    assert whole in page
+    assert f'<td class="prose">no {BREAKABLE}</td>' in page
+    assert f">{BREAKABLE}</h2>" in page and f">{BREAKABLE}</a>" in page
+    assert f"<p>{BREAKABLE}</p>" in page
+    assert f'<p class="note">{BREAKABLE}</p>' in page
+    assert "a: b +1</th>" in page and '"number">+1.0</td>' in page
+    assert "overflow-wrap: anywhere" not in page.split(".prose")[0]
+
+
+def test_the_contents_link_to_every_section():
+    page = html([Section("One"), Section("Two")])
+    links = re.findall('<a href="#(.*?)">(.*?)</a>', page)
+    assert links == re.findall('<h2 id="(.*?)">(.*?)</h2>', page)
+    assert [title for _, title in links] == ["One", "Two"]
+
+
+def test_the_policy_of_the_page_allows_its_own_script_alone():
+    text = html([Section("One")])
+    page = Balance()
+    page.feed(text)
+    (script,) = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = unescape(re.search('content="(default-src.*?)"', text)[1])
+    assert policy.endswith(f"script-src 'sha256-{digest}'")
+    assert not re.search("https?:|//[a-z]|@import|url[(]", text)
+
+
+def test_strips_are_no_plots_and_tell_their_kind():
+    pictures = (Picture("a.png", "A", PNG), Picture("b.jpg", "B", PNG, 200))
+    text = html([Section("One", pictures=pictures)])
+    plot, strip = re.findall('<figure class="(.*?)">.*?src="data:(.*?);', text)
+    assert plot == ("plot", "image/png") and strip == ("strip", "image/jpeg")
+    assert text.count('style="min-width: 200px"') == 1
+    assert "![B](b.jpg)\n\nB\n" in markdown([Section("One", pictures=pictures)])
+
+
+def test_a_note_stands_behind_the_tables():
+    section = Section("One", "before", tables=(Table(("x", "cells"), [("a", "1")]),))
+    for render in (markdown, html):
+        text = render([replace(section, note="behind")]).split("<script>")[0]
+        assert text.rindex("before") < text.index("cells") < text.rindex("behind")

@@ -1,19 +1,27 @@
 """The figures of a report: what is drawn, and that nothing is cut off."""
 
+import io
+import itertools
 import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from reports import context, row
 
 from captum_unioncam.evaluation import document, figures, report, sections, statistics
-from captum_unioncam.evaluation.document import Column
+from captum_unioncam.evaluation.document import Column, Picture, Section
 from captum_unioncam.evaluation.figures import (
     bars_figure,
+    broken_label,
     curves_figure,
     png_of,
     sanity_figure,
+    strip_jpeg,
 )
+from captum_unioncam.evaluation.report import write_report
 from captum_unioncam.evaluation.sections import (
     DROP_INCREASE,
     INSERTION_DELETION,
@@ -41,29 +49,89 @@ def test_bars_are_the_means_with_their_errors_from_the_top_down():
     assert axis.yaxis_inverted()
 
 
-def test_curves_have_bands_and_their_n_in_the_legend():
+def test_each_method_has_a_panel_of_its_curves_with_bands_and_their_n():
     a = [Estimate(0.5, 4, 0.1, 0), Estimate(1.0, 3, 0.2, 1)]
     b = [Estimate(0.0, 1, None, 0), Estimate(None, 0, None, 1), Estimate(1, 1, None, 0)]
     drawn = {"insertion": {"a": a, "b": b}, "deletion": {"b": b}}
-    figure = curves_figure(drawn, CURVES)
-    insertion, deletion = figure.axes
-    assert insertion.get_title() == "insertion (higher is better)"
-    assert deletion.get_title() == "deletion (lower is better)"
-    first, second = insertion.lines
-    assert first.get_xydata().tolist() == [[0, 0.5], [1, 1]]
-    assert second.get_xdata().tolist() == [0, 0.5, 1]
-    assert math.isnan(second.get_ydata()[1])
-    band = insertion.collections[0].get_paths()[0].vertices[:, 1]
+    figure = curves_figure(drawn, CURVES, "a")
+    first, second = figure.axes
+    assert [axis.get_title() for axis in (first, second)] == [
+        "a\nn = 3 to 4",
+        "b\nn = 0 to 1",
+    ]
+    (line,) = first.lines
+    assert line.get_xydata().tolist() == [[0, 0.5], [1, 1]]
+    band = first.collections[0].get_paths()[0].vertices[:, 1]
     assert band.min() == pytest.approx(0.4) and band.max() == pytest.approx(1.2)
-    (line,) = deletion.lines
-    assert line.get_color() == second.get_color() != first.get_color()
+    reference, insertion, deletion = second.lines
+    assert reference.get_xydata().tolist() == line.get_xydata().tolist()
+    assert reference.get_linestyle() == "--" != insertion.get_linestyle()
+    assert reference.get_color() == insertion.get_color() == line.get_color()
+    assert deletion.get_color() != insertion.get_color()
+    assert insertion.get_xdata().tolist() == [0, 0.5, 1]
+    assert math.isnan(insertion.get_ydata()[1])
+    assert len(second.collections) == 2, "the reference has no band there"
     legend = [text.get_text() for text in figure.legends[0].texts]
-    assert legend == ["a (n = 3 to 4)", "b (n = 0 to 1)"]
+    assert legend == ["insertion (higher is better)", "deletion (lower is better)"]
+
+
+@pytest.mark.parametrize("count", [1, 4, 6, 9])
+def test_curves_are_in_rows_of_four_panels_that_share_their_axes(count):
+    points = {f"m{i}": [Estimate(i / 9, 9, 0.1, 0)] * 2 for i in range(count)}
+    figure = curves_figure({"insertion": points}, CURVES)
+    figure.draw_without_rendering()
+    assert len(figure.axes) == count
+    assert {len(axis.lines) for axis in figure.axes} == {1}
+    rows = {round(axis.get_position().y0, 3) for axis in figure.axes}
+    assert len(rows) == -(-count // 4)
+    assert len({axis.get_ylim() for axis in figure.axes}) == 1
+    # The lowest panel of each column tells the fractions.
+    told = [axis.xaxis.get_tick_params().get("labelbottom") for axis in figure.axes]
+    assert all(told[-min(count, 4) :])
+
+
+def test_a_label_breaks_behind_a_colon_or_a_plus_alone():
+    label = "unioncam:parts=denoisedgradcam+layercam+regioncam:select=None"
+    lines = broken_label(label, 26).split("\n")
+    assert lines == [
+        "unioncam:",
+        "parts=denoisedgradcam+",
+        "layercam+regioncam:",
+        "select=None",
+    ]
+    assert broken_label("a_name-without.any_place" * 3, 26).count("\n") == 0
+    assert broken_label("", 26) == ""
+
+
+def test_a_strip_is_one_row_under_its_titles():
+    photographs = [np.full((20, 40, 3), 200, dtype=np.uint8)] * 5
+    content = strip_jpeg(photographs, ["image", *["unioncam:\nx=1\ndrop 1"] * 4])
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.format == "JPEG"
+        assert picture.width == 1000 > 4 * picture.height > 400
+        # The last row is of photographs alone.
+        assert picture.getpixel((500, picture.height - 20))[0] == pytest.approx(200, 9)
+
+
+def test_nine_methods_and_six_strips_are_less_than_three_megabytes(tmp_path):
+    labels = [f"method{i}" for i in range(9)]
+    curves = {"insertion": [0.1, 0.5, 0.9], "deletion": [0.9, 0.2, 0.1]}
+    rows = [row(i, m, drop=5.0, curves=curves) for i in range(6) for m in labels]
+    noise = np.random.default_rng(0)
+    # Photographs are smoother than this noise of 8 x 8 pixels.
+    small = noise.integers(0, 255, (10, 28, 28, 3), dtype=np.uint8)
+    photographs = list(small.repeat(8, 1).repeat(8, 2))
+    strip = strip_jpeg(photographs, ["image", *labels])
+    pictures = [Picture(f"gallery-{i}.jpg", "best", strip, 900) for i in range(6)]
+    further = Section("Gallery", pictures=tuple(pictures))
+    write_report(tmp_path, rows, context(labels), [further])
+    assert (tmp_path / "report.html").stat().st_size < 3e6
 
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_no_label_of_a_plot_is_cut_or_overlaps(count):
-    methods = [f"unioncam:theta={i}" for i in range(count)]
+    long = ":parts=denoisedgradcam+layercam+regioncam:select=None"
+    methods = [f"unioncam:theta={i}{long if i % 3 else ''}" for i in range(count)]
     value = Estimate(50.0, 9, 1.0, 0)
     columns = {name: column_of(name) for name in DROP_INCREASE}
     bars = bars_figure({m: dict.fromkeys(columns, value) for m in methods}, columns)
@@ -72,15 +140,14 @@ def test_no_label_of_a_plot_is_cut_or_overlaps(count):
     for figure in (bars, lines):
         figure.draw_without_rendering()
     labels = bars.axes[0].get_yticklabels()
-    assert [label.get_text() for label in labels] == methods
-    for figure, texts in ((bars, labels), (lines, lines.legends[0].texts)):
+    assert [label.get_text().replace("\n", "") for label in labels] == methods
+    titles = [axis.title for axis in lines.axes]
+    for figure, texts in ((bars, labels), (lines, titles)):
         boxes = [text.get_window_extent() for text in texts]
         for box in boxes:
             assert figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1)
             assert figure.bbox.containsy(box.y0) and figure.bbox.containsy(box.y1)
-        assert all(a.y0 > b.y1 for a, b in zip(boxes, boxes[1:], strict=False))
-    colours = {(x.get_color(), x.get_linestyle()) for x in lines.axes[0].lines}
-    assert len(colours) == count
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 @pytest.mark.parametrize("methods", [0, 1, 15])

@@ -458,5 +458,5 @@ def test_the_gallery_shows_them(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "make_gallery", appendix.make_gallery)
     options = {"methods": ("gradcam",), "metrics": ("drop",), "sanity": 1}
     run(tmp_path, network(4), scans(2, 4), options)
-    assert list(tmp_path.glob("gallery-*.png"))
+    assert list(tmp_path.glob("gallery-*.jpg"))
     assert "Randomisation of the model" in (tmp_path / "report.md").read_text()

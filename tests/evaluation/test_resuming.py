@@ -174,7 +174,7 @@ def test_an_image_that_has_changed_is_not_shown_with_the_old_map(
     evaluate(config(data, tmp_path / "out", sanity=3, **ONE))
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Mean rank correlation of the maps of 2 images" in text
-    assert "best: " in text and "gallery-001.png" in text
+    assert "best: " in text and "gallery-001.jpg" in text
     assert "2.png" not in text
 
 

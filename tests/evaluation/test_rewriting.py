@@ -99,7 +99,7 @@ def test_an_interrupted_run_has_a_report_of_what_is_there(folder, capsys):
             lambda f: (f / "report.json").write_text('{"further": [{"title": 3}]}'),
             "a part of .*report.json cannot be read",
         ),
-        (lambda f: (f / "gallery-001.png").unlink(), "delete the file to do without"),
+        (lambda f: (f / "gallery-001.jpg").unlink(), "delete the file to do without"),
         (shutil.rmtree, "there is no folder"),
         (lambda f: [p.unlink() for p in f.iterdir()], "holds no run to report on"),
     ],
