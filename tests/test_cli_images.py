@@ -108,7 +108,7 @@ def test_a_single_image_may_have_a_folder(photos, capsys):
         assert Path(report["picture"]) == Path(output) / "a.png"
         assert os.listdir(output) == ["a.png"]
     (report,) = result(capsys, "--output", "maps", *QUICK)
-    assert (report["image"], report["picture"]) == ("chelsea", "maps/chelsea.png")
+    assert (report["image"], report["picture"]) == ("coffee", "maps/coffee.png")
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])

@@ -62,6 +62,6 @@ def test_the_citation_is_the_readmes():
     _, paper = CITATION.split("preferred-citation:")
     (title,) = re.findall("title: >-\n(.*)  authors:", paper, re.DOTALL)
     (doi,) = re.findall("doi: (.+)", paper)
-    _, section = (ROOT / "README.md").read_text().split("## Cite")
+    _, section = (ROOT / "README.md").read_text().split("## Citation")
     assert " ".join(title.split()) in " ".join(section.split())
     assert doi in section
