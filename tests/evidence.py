@@ -22,7 +22,7 @@ from captum_unioncam.evaluation.config import ABLATION
 from captum_unioncam.evaluation.document import Section, Table, markdown
 from captum_unioncam.evaluation.report import write_report
 from captum_unioncam.evaluation.row import Row
-from captum_unioncam.evaluation.tables import brief_table
+from captum_unioncam.evaluation.tables import brief_table, column_of
 
 BEST = "unioncam:parts=denoisedgradcam+layercam+groupcam+regioncam:select=best"
 GRADIENT = ("denoisedgradcam", "gradcam", "gradcamplusplus", "layercam", "hirescam")
@@ -96,7 +96,7 @@ def less_table(report: Mapping[str, Any]) -> Table:
             if value["mean"] is None:
                 cells.append("n/a")
                 continue
-            digits = 3 if name in {"insertion", "deletion", "complexity"} else 1
+            digits = column_of(name).decimals
             ends = (-value["mean"], -value["high"], -value["low"])
             mean, low, high = (f"{end:+.{digits}f}" for end in ends)
             cells.append(f"{mean} [{low}, {high}]")

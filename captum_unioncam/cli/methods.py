@@ -3,7 +3,7 @@
 from typing import Any
 
 from captum_unioncam.cli.terminal import Outcome
-from captum_unioncam.evaluation.methods import methods_table
+from captum_unioncam.evaluation.lists import methods_table
 
 
 def run(given: dict[str, Any], line: str) -> Outcome:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from captum_unioncam.cli.terminal import Outcome
-from captum_unioncam.evaluation.metrics import metrics_table
+from captum_unioncam.evaluation.lists import metrics_table
 
 
 def run(given: dict[str, Any], line: str) -> Outcome:

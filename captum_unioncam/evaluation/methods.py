@@ -1,7 +1,7 @@
 """The methods by name: the command, the tests and the README's table read this list."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -102,13 +102,20 @@ class Method:
                 f"`reshape_transform`: {self.title} does not take one, and would read "
                 "the layer without it; leave this method out, or add the option."
             )
-        if "parts" in built:  # methods, not yet instances
-            classes = [part.attribution for part in built["parts"]]
-            built["parts"] = [c(forward_func, **_known(c, given)) for c in classes]
+        if isinstance(built.get("parts"), tuple | list):
+            parts = built["parts"]
+            built["parts"] = [_instance(part, forward_func, given) for part in parts]
         cam = self.attribution(forward_func, **built)
         known = {**self.options, **given, **options}
         known = _known(self.attribution.attribute, known)
         return partial(_one_channel, cam.attribute, **known)
+
+
+def _instance(part: Any, forward_func: Any, given: dict[str, Any]) -> Any:
+    """Returns a part of a union, which a label names by its method."""
+    if not isinstance(part, Method):
+        return part
+    return part.attribution(forward_func, **_known(part.attribution, given))
 
 
 def _one_channel(attribute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -368,33 +375,3 @@ _ENTRIES = (
 )
 
 METHODS: dict[str, Method] = {entry.name: entry for entry in _ENTRIES}
-
-
-def methods_table() -> str:
-    """Returns all methods as a table in Markdown, the README's."""
-    header = (
-        "name",
-        "class",
-        "paper",
-        "gradients",
-        "forward passes",
-        "deviations from the paper",
-    )
-    rows = (
-        (
-            f"`{name}`",
-            f"`{method.title}`",
-            f"[{method.paper}]({method.link})",
-            "yes" if method.needs_gradients else "no",
-            method.forwards.replace("*", "x"),
-            method.deviations,
-        )
-        for name, method in METHODS.items()
-    )
-    return markdown_table(header, rows)
-
-
-def markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Returns a table in GitHub's Markdown."""
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -17,7 +17,6 @@ from captum_unioncam import metrics
 from captum_unioncam._forward import ModelCall
 from captum_unioncam._scoring import MaskScorer, ScoringOptions
 from captum_unioncam.captum_metrics import to_input
-from captum_unioncam.evaluation.methods import markdown_table
 from captum_unioncam.metrics import fidelity, imputation
 from captum_unioncam.metrics.confidence import confidences_under
 from captum_unioncam.metrics.curves import (
@@ -381,20 +380,3 @@ METRICS: dict[str, Metric] = {
         needs_boxes=True,
     ),
 }
-
-
-def metrics_table() -> str:
-    """Returns all metrics as a table in Markdown, the README's."""
-    header = ("name", "function", "measures", "better", "paper", "boxes")
-    rows = (
-        (
-            f"`{name}`",
-            f"`{metric.function_name}`",
-            metric.meaning,
-            metric.better,
-            metric.paper,
-            "needed" if metric.needs_boxes else "",
-        )
-        for name, metric in METRICS.items()
-    )
-    return markdown_table(header, rows)

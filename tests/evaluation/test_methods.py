@@ -19,11 +19,8 @@ from torch import nn
 from captum_unioncam import attr
 from captum_unioncam.evaluation.baselines import Edges, Gaussian, Random
 from captum_unioncam.evaluation.labels import parse_method, parse_methods
-from captum_unioncam.evaluation.methods import (
-    METHODS,
-    Method,
-    methods_table,
-)
+from captum_unioncam.evaluation.lists import methods_table
+from captum_unioncam.evaluation.methods import METHODS, Method
 from captum_unioncam.evaluation.occlusion import Occlusion
 
 # A constant or a broken map warns, and may cost fewer passes.

@@ -8,12 +8,8 @@ from runs import config
 from captum_unioncam import metrics
 from captum_unioncam.evaluation import runner
 from captum_unioncam.evaluation.config import EvaluationConfig
-from captum_unioncam.evaluation.metrics import (
-    METRICS,
-    Batch,
-    Measurement,
-    metrics_table,
-)
+from captum_unioncam.evaluation.lists import metrics_table
+from captum_unioncam.evaluation.metrics import METRICS, Batch, Measurement
 from captum_unioncam.evaluation.runner import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
