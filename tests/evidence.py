@@ -5,7 +5,7 @@
 
 Runs each study as ``captum-unioncam evaluate`` does, into a folder of its own with a
 whole report, and prints its summary. ``--studies`` names some of them; what is finished
-is not run again. On one core each takes between 5 and 50 minutes.
+is not run again. A study of all images takes about an hour on one core.
 
 The parts of the union were chosen on every second image (``tests/union_parts.py``): the
 studies of all images show their other half apart.
@@ -80,7 +80,7 @@ def configured(name: str, options: argparse.Namespace) -> EvaluationConfig:
 
 
 def show(folder: Path, title: str) -> None:
-    """Prints the summary of a report, and what its reference is less than."""
+    """Prints the summary of a report, and its reference less each other method."""
     report = json.loads((folder / "report.json").read_text())
     tables = (brief_table(report), less_table(report))
     print(markdown([Section(f"{title}, {report['images']} images", tables=tables)]))
