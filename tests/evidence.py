@@ -5,7 +5,7 @@
 
 Runs each study as ``captum-unioncam evaluate`` does, into a folder of its own with a
 whole report, and prints its summary. ``--studies`` names some of them; what is finished
-is not run again. On one core each takes between 5 and 50 minutes.
+is not run again. A study of all images takes about an hour on one core.
 
 The parts of the union were chosen on every second image (``tests/union_parts.py``): the
 studies of all images show their other half apart.
@@ -22,7 +22,7 @@ from captum_unioncam.evaluation.config import ABLATION
 from captum_unioncam.evaluation.document import Section, Table, markdown
 from captum_unioncam.evaluation.report import write_report
 from captum_unioncam.evaluation.row import Row
-from captum_unioncam.evaluation.tables import brief_table
+from captum_unioncam.evaluation.tables import brief_table, column_of
 
 BEST = "unioncam:parts=denoisedgradcam+layercam+groupcam+regioncam:select=best"
 GRADIENT = ("denoisedgradcam", "gradcam", "gradcamplusplus", "layercam", "hirescam")
@@ -80,7 +80,7 @@ def configured(name: str, options: argparse.Namespace) -> EvaluationConfig:
 
 
 def show(folder: Path, title: str) -> None:
-    """Prints the summary of a report, and what its reference is less than."""
+    """Prints the summary of a report, and its reference less each other method."""
     report = json.loads((folder / "report.json").read_text())
     tables = (brief_table(report), less_table(report))
     print(markdown([Section(f"{title}, {report['images']} images", tables=tables)]))
@@ -96,7 +96,7 @@ def less_table(report: Mapping[str, Any]) -> Table:
             if value["mean"] is None:
                 cells.append("n/a")
                 continue
-            digits = 3 if name in {"insertion", "deletion", "complexity"} else 1
+            digits = column_of(name).decimals
             ends = (-value["mean"], -value["high"], -value["low"])
             mean, low, high = (f"{end:+.{digits}f}" for end in ends)
             cells.append(f"{mean} [{low}, {high}]")

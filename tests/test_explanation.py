@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from captum_unioncam import Explanation, UnionCAM, explain
+from captum_unioncam import Explanation, LayerCAM, RegionCAM, UnionCAM, explain
 from captum_unioncam.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,6 +113,17 @@ def test_what_is_given_is_not_chosen():
     by_module = explain(model, images(), 2, layer=model[0], baselines=0.25, fidelity=1)
     assert by_module.layer == "0"
     torch.testing.assert_close(by_module.maps["unioncam"], maps)
+
+
+def test_parts_of_a_union_are_instances_or_names():
+    model = net()
+    parts = [LayerCAM(model, model[0]), RegionCAM(model, model[0])]
+    given = explain(model, images(), 2, layer="0", parts=parts).maps["unioncam"]
+    label = "unioncam:parts=layercam+regioncam"
+    named = explain(model, images(), 2, layer="0", methods=label).maps[label]
+    assert torch.equal(given, named)
+    paper = explain(model, images(), 2, layer="0").maps["unioncam"]
+    assert not torch.equal(given, paper)
 
 
 @pytest.mark.parametrize("target", [[1, 3], (1, 3), torch.tensor([1, 3])])

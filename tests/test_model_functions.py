@@ -257,10 +257,14 @@ def test_mean_std_and_black_undo_the_preprocessing():
     "step",
     [
         transforms.Pad(4),  # after the normalisation: its zeros are grey
+        transforms.Lambda(torch.square),
         transforms.Lambda(torch.exp),
         transforms.Lambda(torch.zeros_like),
+        transforms.Lambda(
+            lambda x: torch.cat([x[..., :1], x[..., 1:].clamp(max=1)], -1)
+        ),
     ],
-    ids=["pads", "is not linear", "is constant"],
+    ids=["pads", "is a square", "is no line", "is constant", "clips but for a column"],
 )
 def test_a_preprocessing_that_is_no_mean_and_std_is_refused(step):
     own = tiny_classifier()

@@ -184,6 +184,8 @@ def in_errors(differences: Sequence[float]) -> float:
 def show(columns: Mapping[str, Mapping[Setting, list[float]]]) -> None:
     """Prints the table, the best setting first."""
     behind = weakest(columns)
+    counts = {column: len(values[SETTINGS[0]]) for column, values in columns.items()}
+    print(", ".join(f"{column}: {n} images" for column, n in counts.items()), "\n")
     print(f"| parts, select | behind, SE | {' | '.join(columns)} |")
     print(f"|---|---|{'---|' * len(columns)}")
     for setting in sorted(SETTINGS, key=behind.__getitem__):

@@ -124,7 +124,8 @@ class UnionCAM(UnitingCAM):
         It is not the paper's: its parts are :class:`DenoisedGradCAM`,
         :class:`LayerCAM`, :class:`GroupCAM` and :class:`RegionCAM`, and it keeps what
         scores highest of them and their fused map. The documentation has the
-        measurements.
+        measurements, under black ``baselines``; without any, Group-CAM masks with its
+        own, the blurred input, and the others with 0.
 
         Args:
             forward_func, layer, device_ids, reshape_transform, scoring_func,

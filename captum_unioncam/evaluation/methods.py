@@ -102,13 +102,20 @@ class Method:
                 f"`reshape_transform`: {self.title} does not take one, and would read "
                 "the layer without it; leave this method out, or add the option."
             )
-        if "parts" in built:  # methods, not yet instances
-            classes = [part.attribution for part in built["parts"]]
-            built["parts"] = [c(forward_func, **_known(c, given)) for c in classes]
+        if isinstance(built.get("parts"), tuple | list):
+            parts = built["parts"]
+            built["parts"] = [_instance(part, forward_func, given) for part in parts]
         cam = self.attribution(forward_func, **built)
         known = {**self.options, **given, **options}
         known = _known(self.attribution.attribute, known)
         return partial(_one_channel, cam.attribute, **known)
+
+
+def _instance(part: Any, forward_func: Any, given: dict[str, Any]) -> Any:
+    """Returns a part of a union, which a label names by its method."""
+    if not isinstance(part, Method):
+        return part
+    return part.attribution(forward_func, **_known(part.attribution, given))
 
 
 def _one_channel(attribute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

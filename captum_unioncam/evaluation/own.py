@@ -72,7 +72,8 @@ def check_own(config: EvaluationConfig, model: Any, dataset: Any) -> None:
             f"`weights` are of a model with a name, got {config.weights!r} beside a "
             "model that has its own; leave it out"
         )
-    for name, value in config.metadata.items() if model is not None else ():
+    if model is not None and config.metadata:
+        name, value = next(iter(config.metadata.items()))
         raise ConfigError(
             f"`{name}` of a configuration is of a model with a name, got {value!r} "
             "beside a model; leave it out, and give the mean, std and categories of a "

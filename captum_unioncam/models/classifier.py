@@ -100,6 +100,7 @@ class Classifier:
         pixel, step = black[..., :1, :1], span[..., :1, :1]
         if not (
             bool((step.abs() > bound).all())
+            and bool(((span - step).abs() <= bound).all())
             and bool(((grey - pixel - step * FIFTH / 255).abs() <= bound).all())
         ):
             raise ModelError(
