@@ -253,22 +253,3 @@ def test_functions_are_short_enough_to_read(path):
             body = node.body[1:] if documented else node.body
             length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
             assert length <= LONGEST_BODY, f"{node.name} has {length} lines"
-
-
-# Packaging
-
-
-def test_files_other_than_modules_are_installed_too():
-    project = PACKAGE.parent / "pyproject.toml"
-    tomllib = pytest.importorskip("tomllib")  # in Python 3.11
-    if not project.exists():
-        pytest.skip("needs a checkout")
-    setuptools = tomllib.loads(project.read_text())["tool"]["setuptools"]
-    patterns = setuptools["package-data"]["captum_unioncam"]
-    installed = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
-    files = {
-        path
-        for path in PACKAGE.rglob("*")
-        if path.is_file() and path.suffix not in (".py", ".pyc")
-    }
-    assert {PACKAGE / "__init__.pyi", PACKAGE / "py.typed"} <= files <= installed
