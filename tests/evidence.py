@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from captum_unioncam.evaluation import EvaluationConfig, evaluate
-from captum_unioncam.evaluation.config import ABLATION
+from captum_unioncam.evaluation import METHODS, METRICS, EvaluationConfig, evaluate
+from captum_unioncam.evaluation.config import ABLATION, BASELINES
 from captum_unioncam.evaluation.document import Section, Table, markdown
 from captum_unioncam.evaluation.report import write_report
 from captum_unioncam.evaluation.row import Row
@@ -52,6 +52,12 @@ EXACT = {
     "ablation": True,
     "baseline_methods": (),
 }
+# SS-CAM and RISE take most of the time; sensitivity would make each map ten times more.
+ALL = {
+    "methods": (BEST, *(name for name in METHODS if name not in BASELINES)),
+    "metrics": tuple(name for name in METRICS if name not in (*BOXES, "sensitivity")),
+    "num_images": 10,
+}
 SANITY = {"methods": MAIN, "metrics": ("drop",), "num_images": 10, "sanity": 10}
 
 STUDIES: Mapping[str, Mapping[str, Any]] = {
@@ -63,6 +69,7 @@ STUDIES: Mapping[str, Mapping[str, Any]] = {
     "lite1-earlier": {**LITE1, "layer": EARLIER_OF_LITE1},
     "ablation-final": EXACT,
     "ablation-earlier": {**EXACT, "layer": EARLIER},
+    "all-final": ALL,
     "sanity-final": SANITY,
     "sanity-earlier": {**SANITY, "layer": EARLIER},
 }
