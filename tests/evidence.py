@@ -104,7 +104,8 @@ def less_table(report: Mapping[str, Any]) -> Table:
                 cells.append("n/a")
                 continue
             digits = column_of(name).decimals
-            ends = (-value["mean"], -value["high"], -value["low"])
+            # Less than 0, and not its negative: 0 has no sign.
+            ends = (0 - value["mean"], 0 - value["high"], 0 - value["low"])
             mean, low, high = (f"{end:+.{digits}f}" for end in ends)
             cells.append(f"{mean} [{low}, {high}]")
             if value["low"] > 0 or value["high"] < 0:
