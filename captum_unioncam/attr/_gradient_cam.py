@@ -49,7 +49,8 @@ class GradientCAM(CAMAttribution, GradientAttribution, ABC):
             target (int, tuple, Tensor or list, optional): Output index to explain, in
                 the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
             additional_forward_args (Any, optional): Further arguments of the model,
-                after the inputs. A list is one argument. Default: None
+                after the inputs; several as a tuple. A list is one argument. Default:
+                None
             attribute_to_layer_input (bool, optional): Explain the layer's input in
                 place of its output. Default: False
             grad_kwargs (dict, optional): Keywords for torch.autograd.grad. By default

@@ -126,7 +126,8 @@ class AugmentedCAM(MapAttribution):
             target (int, tuple, Tensor or list, optional): Output index to explain, in
                 the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
             additional_forward_args (Any, optional): Further arguments of the model,
-                after the inputs. A list is one argument. Default: None
+                after the inputs; several as a tuple. A list is one argument. Default:
+                None
             show_progress (bool, optional): Show a progress bar of the copies. Default:
                 False
             kwargs (Any): Further options of ``base.attribute``.

@@ -86,7 +86,7 @@ class FDCAM(PerturbingCAM, GradientAttribution):
         r"""
         Args:
             percentile (float, optional): Percentile, in [0, 100], of the cosines with a
-                channel that those of its group exceed. Default: 95.0, the paper's
+                channel that those of its group exceed. Default: 95.0, as in the paper
             perturbations_per_eval (int, optional): Groups for each example in one
                 forward pass, kept and left out; only rounding depends on it. Default:
                 None, which tries a few numbers in a long call, and stays with the

@@ -106,7 +106,8 @@ class IntegratedGradCAM(SampledGradientCAM):
             baselines (Tensor, int, float, or tuple of them, optional): Where the path
                 starts, in the forms of Captum's IntegratedGradients, broadcast to the
                 inputs: ``(0 - mean) / std`` of shape (1, 3, 1, 1) is black for
-                normalised images. Default: None, which is 0
+                normalised images. Default: None, which is 0: black for images in
+                [0, 1], but the mean colour for normalised ones
             perturbations_per_eval (int, optional): Steps of each example in one forward
                 and backward pass; only rounding depends on it. Default: 1
             grad_kwargs (dict, optional): Keywords for torch.autograd.grad, as of
