@@ -69,8 +69,11 @@ class MaskingCAM(ScoringCAM, ABC):
                 the others are passed unchanged. Move an input that must not be masked
                 to ``additional_forward_args``. Integer inputs are masked as floats,
                 rounded and cast back.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in
-                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            target (int, tuple, Tensor or list, optional): Output index to explain, one
+                for all examples or one for each, in the forms of
+                :meth:`captum.attr.LayerGradCam.attribute`. Default: None, for models
+                that return one value for each example; it never means the predicted
+                class
             additional_forward_args (Any, optional): Further arguments of the model,
                 after the inputs; several as a tuple. A list is one argument. A tensor
                 with one row for each example is split with the examples; give any
@@ -93,9 +96,9 @@ class MaskingCAM(ScoringCAM, ABC):
                 paper
             fidelity (float, optional): Score channels in rounds until the estimated
                 correlation of the score-weighted map with the exact one reaches this
-                value, in [0, 1], such as 0.99; the others are predicted. Each example
-                has its own estimate. A warning names the examples that ``max_channels``
-                keeps below it. Default: 1.0, the exact map
+                value, in [0, 1], such as 0.99, and predict the scores of the others.
+                Each example has its own estimate. A warning names the examples that
+                ``max_channels`` keeps below it. Default: 1.0, the exact map
             perturbations_per_eval (int, optional): Masks for each example in one
                 forward pass; the map depends on it only by rounding. Default: None,
                 which times a few numbers in a long call, and keeps the fastest

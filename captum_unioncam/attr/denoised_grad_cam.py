@@ -67,8 +67,11 @@ class DenoisedGradCAM(GradientCAM):
         r"""
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in
-                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            target (int, tuple, Tensor or list, optional): Output index to explain, one
+                for all examples or one for each, in the forms of
+                :meth:`captum.attr.LayerGradCam.attribute`. Default: None, for models
+                that return one value for each example; it never means the predicted
+                class
             additional_forward_args (Any, optional): Further arguments of the model,
                 after the inputs; several as a tuple. A list is one argument. Default:
                 None

@@ -61,8 +61,8 @@ class FDCAM(PerturbingCAM, GradientAttribution):
     because this method replaces them; a class token stays unchanged.
 
     Note: Where the layer runs several times in one forward pass, its last run is
-    explained and replaced. In train mode every pass moves the buffers of batch
-    normalisation: call ``model.eval()`` first.
+    explained and replaced. In train mode every pass updates the running statistics of
+    batch normalisation: call ``model.eval()`` first.
 
     Cost: 2 forward passes (3 for a single example) and 1 backward pass of the batch,
     and 2 forward passes for each different group of each example. Memory grows with the

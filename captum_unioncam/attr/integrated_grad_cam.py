@@ -86,8 +86,11 @@ class IntegratedGradCAM(SampledGradientCAM):
                 floating one starts at its baseline, and every integer image, (N, C,
                 *spatial), in rounded steps. Other integers, such as tokens, and
                 booleans pass unchanged.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in
-                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            target (int, tuple, Tensor or list, optional): Output index to explain, one
+                for all examples or one for each, in the forms of
+                :meth:`captum.attr.LayerGradCam.attribute`. Default: None, for models
+                that return one value for each example; it never means the predicted
+                class
             additional_forward_args (Any, optional): Further arguments of the model,
                 after the inputs, the same at all steps. A list is one argument. A
                 tensor with as many rows as there are examples follows its example.

@@ -92,9 +92,12 @@ class UnionCAM(UnitingCAM):
 
         >>> from torchvision.models import VisionTransformer
         >>> from captum_unioncam import vit_reshape
-        >>> vit = VisionTransformer(96, 16, 2, 2, 32, 64).eval()
+        >>> vit = VisionTransformer(  # or vit_b_16(weights="DEFAULT")
+        ...     image_size=96, patch_size=16, num_layers=2, num_heads=2,
+        ...     hidden_dim=32, mlp_dim=64,
+        ... ).eval()
         >>> _ = torch.nn.init.normal_(vit.heads.head.weight)  # it starts at zero
-        >>> layer = "encoder.layers.encoder_layer_1.ln_1"  # of the last block
+        >>> layer = "encoder.layers.encoder_layer_1.ln_1"  # the last block's first norm
         >>> cam = UnionCAM(vit, layer, reshape_transform=vit_reshape)
         >>> cam.attribute(images, target=3, baselines=black).shape
         torch.Size([2, 1, 6, 6])
@@ -372,9 +375,9 @@ class UnionCAM(UnitingCAM):
                 paper
             fidelity (float, optional): Score channels in rounds until the estimated
                 correlation of the region map with the exact one reaches this value, in
-                [0, 1], such as 0.99; the others are predicted. Each example has its own
-                estimate. A warning names the examples that ``max_channels`` keeps below
-                it. Default: 1.0, the exact map
+                [0, 1], such as 0.99, and predict the scores of the others. Each example
+                has its own estimate. A warning names the examples that ``max_channels``
+                keeps below it. Default: 1.0, the exact map
             perturbations_per_eval (int, optional): Masks for each example in one
                 forward pass; the map depends on it only by rounding. Default: None,
                 which times a few numbers in a long call, and keeps the fastest
