@@ -16,7 +16,7 @@ from captum_unioncam._maps import is_active, min_max, scale_as_mask
 from captum_unioncam._reshape import ReshapeTransform
 from captum_unioncam._scoring import MaskScorer
 from captum_unioncam.attr._base import Layers, nan_unless_finite
-from captum_unioncam.attr._fusion import select_by_gain, weighted_union
+from captum_unioncam.attr._fusion import select_union, weighted_union
 from captum_unioncam.attr._union_details import UnionCAMDetails
 from captum_unioncam.attr._uniting_cam import UnitingCAM
 from captum_unioncam.attr.denoised_grad_cam import (
@@ -66,8 +66,7 @@ class UnionCAM(UnitingCAM):
 
     Cost: 1 forward and 1 backward pass of the batch, 5 more forward passes of it, and 1
     for each active channel of each example. Other ``parts`` cost their own masked
-    passes, 1 for each gain, and 3. Memory does not grow with the number of
-    channels.
+    passes, 1 for each gain, and 3. Memory does not grow with the number of channels.
 
     Examples::
 
@@ -79,8 +78,7 @@ class UnionCAM(UnitingCAM):
         >>> std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
         >>> images = (torch.rand(2, 3, 96, 96) - mean) / std  # normalised
         >>> predicted = model(images).argmax(1)
-        >>> layer = find_layer(model, images)  # here model.layer4
-        >>> cam = UnionCAM(model, layer)
+        >>> cam = UnionCAM(model, find_layer(model, images))  # here model.layer4
         >>> black = -mean / std  # a black pixel as the model sees it
         >>> maps = cam.attribute(images, predicted, baselines=black, fidelity=0.99)
         >>> maps.shape
@@ -92,10 +90,7 @@ class UnionCAM(UnitingCAM):
 
         >>> from torchvision.models import VisionTransformer
         >>> from captum_unioncam import vit_reshape
-        >>> vit = VisionTransformer(  # or vit_b_16(weights="DEFAULT")
-        ...     image_size=96, patch_size=16, num_layers=2, num_heads=2,
-        ...     hidden_dim=32, mlp_dim=64,
-        ... ).eval()
+        >>> vit = VisionTransformer(96, 16, 2, 2, 32, 64).eval()  # a small one
         >>> _ = torch.nn.init.normal_(vit.heads.head.weight)  # it starts at zero
         >>> layer = "encoder.layers.encoder_layer_1.ln_1"  # the last block's first norm
         >>> cam = UnionCAM(vit, layer, reshape_transform=vit_reshape)
@@ -121,15 +116,13 @@ class UnionCAM(UnitingCAM):
         r"""
         Args:
             forward_func (Callable or torch.nn.Module): The model, or any function of
-                the inputs that runs it. It must return a tensor with one row for each
-                example.
+                the inputs that runs it, with one row of output for each example.
             layer (torch.nn.Module, str, or list of them): The layer whose channels make
                 the map, (N, K, *spatial): in a ConvNet mostly the last activation
                 before the pooling, which :func:`.find_layer` finds; an earlier layer
-                gives a finer map. It is a module, or its dotted name in
-                ``model.named_modules()``, such as ``"layer4.1"``, if ``forward_func``
-                is the module. For a list, the attributions are a tuple, one for each
-                layer.
+                gives a finer map. A module, or its dotted name, such as ``"layer4.1"``,
+                if ``forward_func`` is a module. For a list, the attributions are a
+                tuple, one for each layer.
             device_ids (list[int], optional): Only if ``forward_func`` applies a
                 DataParallel model without being one. Default: None
             reshape_transform (Callable, optional): A function from the layer's tensor
@@ -138,20 +131,18 @@ class UnionCAM(UnitingCAM):
                 ViT, (N, T, D), as a square, and :func:`.swin_reshape` moves channels
                 that come last, (N, H, W, K). Default: None, for a layer that is (N, K,
                 *spatial) already
-            parts (list[LayerAttribution], optional): What makes the maps to unite, in
-                place of the paper's two: any number, at least two, of instances that
-                return (N, 1, *layer_size), such as ``LayerCAM(model, layer)`` or
-                Captum's LayerGradCam. The last one makes the region map. Each part gets
-                those options of the call that it takes, uses its own
-                ``reshape_transform``, and its map is rectified. Parts of this package
-                on the same model and layer share one forward and one backward pass.
-                Default: None, which is :class:`DenoisedGradCAM` and :class:`RegionCAM`
-            select (str, optional): Which map is the result. ``"region"`` keeps the
-                fused map if it scores higher than the last part, the region map (Eq.
-                8); ``"best"`` keeps the one that scores highest of the fused map and
-                all parts; ties go to the region map, then to the earlier part. None
-                keeps the fused map (AMU without AMS), for ablation studies. Default:
-                ``"region"``, as in the paper
+            parts (list[LayerAttribution], optional): What makes the maps to unite: two
+                or more instances that return (N, 1, *layer_size), such as
+                ``LayerCAM(model, layer)`` or Captum's LayerGradCam. The last one makes
+                the region map. Each part gets those options of the call that it takes,
+                uses its own ``reshape_transform``, and its map is rectified. Parts of
+                this package on the same model and layer share one forward and one
+                backward pass. Default: None, which is the paper's two
+            select (str, optional): ``"region"`` keeps the fused map if it scores higher
+                than the last part, the region map (Eq. 8); ``"best"`` keeps the map
+                that scores highest of the fused one and all parts; ties go to the
+                region map, then to the earlier part. None keeps the fused map (AMU
+                without AMS), for ablations. Default: ``"region"``, as in the paper
             scoring_func (Callable, optional): A faster function with the outputs of
                 ``forward_func``, for the masked passes, such as
                 ``torch.compile(model, dynamic=True)``. The layer is still read from
@@ -162,12 +153,10 @@ class UnionCAM(UnitingCAM):
                 convolutions, if the outputs stay the same, and else that of ``inputs``
 
         Raises:
-            TypeError: If ``layer`` is neither a module nor a name,
-                ``reshape_transform`` or ``scoring_func`` is not callable, ``parts`` is
-                not a list, or a part is not an instance.
-            ValueError: If ``forward_func`` has no layer of this name, a list of layers
-                is empty, there are fewer than two ``parts``, or ``select`` has another
-                value.
+            TypeError: If ``layer``, ``reshape_transform``, ``parts``, ``scoring_func``
+                or ``memory_format`` has another type.
+            ValueError: If there is no layer of this name, there are fewer than two
+                ``parts``, or ``select`` has another value.
         """
         super().__init__(
             forward_func,
@@ -197,9 +186,9 @@ class UnionCAM(UnitingCAM):
 
         It is not the method of the paper: its parts are :class:`DenoisedGradCAM`,
         :class:`LayerCAM`, :class:`GroupCAM` and :class:`RegionCAM`, and it keeps the
-        map that scores highest among them and their fused map. The measurements, on the
-        documentation's page of results, used black ``baselines``. Without
-        ``baselines``, Group-CAM masks with the blurred input, and the others with 0.
+        map that scores highest among them and their fused map. It was measured with
+        black ``baselines``, as the documentation's page of results shows. Without them,
+        Group-CAM masks with the blurred input, and the others with 0.
 
         Args:
             forward_func, layer, device_ids, reshape_transform, scoring_func,
@@ -239,9 +228,9 @@ class UnionCAM(UnitingCAM):
         scaled = scale_as_mask(maps, scorer.mask_size)
         fused = weighted_union(scaled, gains)  # AMU, Eq. 6: (N, 1, *spatial)
         fused_gain = scorer.gains(fused)  # Eq. 7: (N, 1)
-        union, kept = self._selected(  # AMS, Eq. 8
-            torch.cat([maps, fused], 1), torch.cat([gains, fused_gain], 1)
-        )
+        candidates = torch.cat([maps, fused], 1)  # (N, M + 1, *spatial)
+        all_gains = torch.cat([gains, fused_gain], 1)
+        union, kept = select_union(candidates, all_gains, self.select)  # AMS, Eq. 8
         channels = torch.stack([part.channels for part in parts]).sum(0)  # (N,)
         details = UnionCAMDetails(
             part_maps=maps,
@@ -256,23 +245,6 @@ class UnionCAM(UnitingCAM):
             fidelity=parts[-1].fidelity,
         )
         return nan_unless_finite(min_max(union), maps, gains, fused_gain), details
-
-    def _selected(self, maps: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the maps to keep, (N, 1, *spatial), and their numbers, (N,).
-
-        Args:
-            maps (Tensor): Of the parts and, last, the fused ones, (N, M + 1, *spatial).
-            gains (Tensor): Their gains, (N, M + 1).
-        """
-        fused = maps.shape[1] - 1
-        region, others = fused - 1, range(fused - 1)
-        candidates = {
-            None: [fused],
-            "region": [region, fused],
-            "best": [region, *others, fused],
-        }[self.select]
-        kept_maps, chosen = select_by_gain(maps[:, candidates], gains[:, candidates])
-        return kept_maps, torch.tensor(candidates, device=maps.device)[chosen]
 
     @overload
     def attribute(
@@ -353,9 +325,8 @@ class UnionCAM(UnitingCAM):
                 class, which is ``model(inputs).argmax(1)``
             additional_forward_args (Any, optional): Further arguments of the model,
                 after the inputs; several as a tuple. A list is one argument. A tensor
-                with one row for each example is split with the examples; give any
-                other tensor, such as class weights, a first dimension of 1. Default:
-                None
+                with one row for each example is split with them; any other tensor, such
+                as class weights, needs a first dimension of 1. Default: None
             attribute_to_layer_input (bool, optional): Explain the layer's input in
                 place of its output. Default: False
             theta (float, optional): Percentile, in [0, 100], below which the gradients
@@ -381,10 +352,8 @@ class UnionCAM(UnitingCAM):
             perturbations_per_eval (int, optional): Masks for each example in one
                 forward pass; the map depends on it only by rounding. Default: None,
                 which times a few numbers in a long call, and keeps the fastest
-            show_progress (bool, optional): Show a progress bar on stderr. Default:
-                False
-            return_details (bool, optional): Return the components and their scores too.
-                Default: False
+            show_progress (bool, optional): Show progress on stderr. Default: False
+            return_details (bool, optional): Also return the details. Default: False
             grad_kwargs (dict, optional): Keywords for torch.autograd.grad. Default:
                 None, which gives zero gradients to a layer that the output does not
                 depend on; see :meth:`DenoisedGradCAM.attribute`
@@ -394,9 +363,8 @@ class UnionCAM(UnitingCAM):
             the layer's type; a tuple of them if the layer has several tensors, or
             ``layer`` is a list. A constant map is all zeros. An example whose
             activations, gradients or scores are not finite is all NaN. A warning names
-            such examples.
-            With ``return_details=True``, a pair: the attributions, and
-            :class:`UnionCAMDetails` in the same form.
+            such examples. With ``return_details=True``, a pair: the attributions, and
+            in the same form :class:`UnionCAMDetails`, the components and their scores.
 
         Raises:
             ValueError: If ``theta`` is outside [0, 100], the layer is not spatial, no
@@ -405,17 +373,6 @@ class UnionCAM(UnitingCAM):
                 ``score_func`` does not give one value for each example at the target,
                 the output does not have one row for each example, or a part returns
                 another shape than (N, 1, *layer_size).
-
-        Examples::
-
-            >>> import torch
-            >>> from captum_unioncam import UnionCAM
-            >>> conv = torch.nn.Conv2d(3, 4, 3)
-            >>> head = torch.nn.LazyLinear(2)
-            >>> net = torch.nn.Sequential(conv, torch.nn.Flatten(), head)
-            >>> cam = UnionCAM(net, conv)
-            >>> cam.attribute(torch.rand(2, 3, 8, 8), target=1).shape
-            torch.Size([2, 1, 6, 6])
         """
         check_number("theta", theta, 0, 100)
         options, given = self._options_of_call(
