@@ -111,7 +111,7 @@ class ReciproCAM(PerturbingCAM):
 def position_map(layer: LayerTensor, options: ScoringOptions, gaussian: bool) -> Tensor:
     """Scores each position of a tensor alone, and scales the scores, as a map.
 
-    With ``gaussian`` it keeps the neighbours of the position, less than itself.
+    With ``gaussian`` it also keeps the neighbours of the position, at lower weights.
     """
     activations = layer.activations
     scorer = ActivationScorer(layer, options)
