@@ -282,43 +282,46 @@ def explain(
     show_progress: bool = False,
     **options: Any,
 ) -> Explanation:
-    r"""Explains what a classifier sees in images: one call, with little to say.
+    r"""Explains what a classifier sees in images, in one call.
 
-    What is not given is chosen, and the result says how: ``print(explanation)``.
+    What you do not give is chosen for you; ``print(explanation)`` says what was chosen.
 
     - The class of each image is the one that the model predicts.
     - The layer is what :func:`.find_layer` finds.
-    - What a mask hides is black: ``(0 - mean) / std``. Images without ``mean`` and
-      ``std`` are masked with 0, which is black if they are not normalised.
-    - Of a model that returns a dict, a tuple or an object, the output is the entry
-      "logits", or else its only (N, classes) tensor.
+    - What a mask hides is black: ``(0 - mean) / std``. Without ``mean`` and ``std`` it
+      is 0, which is black for images in [0, 1].
+    - If the model returns a dict, a tuple or an object, its output is the entry
+      "logits", or else the only tensor of shape (N, classes).
 
-    Note: The maps are UnionCAM's with ``fidelity=0.99``: some scores are predicted, as
-    in the command. ``fidelity=1`` gives the paper's exact maps.
+    Note: By default the maps are those of UnionCAM with ``fidelity=0.99``: some scores
+    are predicted, as in the command ``captum-unioncam explain``. ``fidelity=1`` gives
+    the paper's exact maps.
 
-    Cost: 1 forward pass of the images, that of :func:`.find_layer`, and that of each
+    Cost: 1 forward pass of the images, and the costs of :func:`.find_layer` and of each
     method.
 
     Args:
         model (torch.nn.Module): A classifier in eval mode. The images are moved to its
             device.
-        images (Tensor, PIL.Image or list[PIL.Image]): As the model takes them, (N, C,
-            H, W), or one image, (C, H, W); or PIL images, for ``preprocess``.
+        images (Tensor, PIL.Image or list[PIL.Image]): A batch as the model takes it,
+            (N, C, H, W), or one image, (C, H, W); or PIL images, for ``preprocess``.
         target (int, Sequence[int] or Tensor, optional): The class to explain, one for
             all images or one for each. Default: None, the predicted ones
-        methods (str or Sequence[str], optional): Names of methods, as of the command:
-            also ``"gradcam,unioncam:theta=30"``. Default: "unioncam"
+        methods (str or Sequence[str], optional): Names of methods, as
+            ``captum-unioncam methods`` lists them, such as
+            ``"gradcam,unioncam:theta=30"``. Default: "unioncam"
         layer (torch.nn.Module or str, optional): The layer, or its dotted name.
             Default: None, the last spatial activation
-        mean, std (float, Sequence[float] or Tensor, optional): By which images were
-            normalised, one number for each channel or one for all; in the units in
+        mean, std (float, Sequence[float] or Tensor, optional): The numbers by which the
+            images were normalised, one for each channel or one for all, in the units in
             which black is 0 and white is 1. Default: None
-        preprocess (Callable, optional): From a PIL image to the model's input, (C, H,
-            W). A black and a white image show what it does to colours. Default: None
+        preprocess (Callable, optional): A function from a PIL image to the model's
+            input, (C, H, W). It is applied to a black and to a white image to find
+            ``mean`` and ``std``. Default: None
         categories (Sequence[str], optional): Names of the classes, by index, for
             pictures and text. Default: ()
-        reshape_transform (Callable, optional): How to read a transformer's layer, such
-            as :func:`.vit_reshape`. Default: None
+        reshape_transform (Callable, optional): A function from the layer's tensor to
+            (N, K, *spatial), such as :func:`.vit_reshape` for tokens. Default: None
         baselines (Tensor or float, optional): What a mask of 0 shows. Default: None,
             black
         fidelity (float, optional): Score channels until the estimated correlation with
@@ -331,12 +334,12 @@ def explain(
         :class:`Explanation`
 
     Raises:
-        TypeError: If the model is no module, the images are of another type, or no
-            method has an option.
+        TypeError: If the model is not a module, the images have another type, or an
+            option belongs to none of the methods.
         ValueError: If the model is in train mode, does not return one row of class
-            scores for each image, or these are not finite; if there is no such method,
-            layer or class, no layer is found, or the images are not in [0, 1] after
-            undoing ``mean`` and ``std``; or as the methods themselves.
+            scores for each image, or these are not finite; if a method, layer or class
+            does not exist, no layer is found, or the images are not in [0, 1] after
+            ``mean`` and ``std`` are undone; or as the methods themselves.
 
     Examples::
 

@@ -25,23 +25,23 @@ def find_layer(
 ) -> Module:
     r"""Returns the layer of the last spatial activation before the model's head.
 
-    The model runs with a hook on every module: the answer is the last tensor (N, K,
-    *spatial) with more than one position, of the inputs' rank, that the whole output
-    depends on, and of the modules that return it, the outermost. What belongs to the
-    head is left out: adaptive pooling, and a 1 x 1 convolution whose channels are the
-    model's scores, if no module with weights runs after it. So are side branches, such
-    as an attention gate: with the tensor in place, the output must be the same for
-    other inputs. It does not guess from names.
+    The model runs with a hook on every module. The answer is the last tensor (N, K,
+    *spatial) that has more than one position and as many dimensions as the inputs, and
+    that the whole output depends on; of several modules that return it, the outermost.
+    Two kinds of layers are left out. The head: adaptive pooling, and a 1 x 1
+    convolution whose channels are the model's scores, if no module with weights runs
+    after it. And side branches, such as an attention gate: if the tensor is kept, the
+    output must stay the same for other inputs. Names play no part.
 
     Warns:
-        UserWarning: If the model takes the ReLU of the layer by a function, as DenseNet
+        UserWarning: If the model applies a ReLU to the layer by a function, as DenseNet
             does: the head then sees another tensor than the layer's.
 
     Cost: 3 forward passes, 2 more for each activation that the output does not depend
     on alone, and a copy of the model's buffers.
 
-    Its name: ``next(name for name, module in model.named_modules() if module is
-    layer)``.
+    ``next(name for name, module in model.named_modules() if module is layer)`` is the
+    name of the layer.
 
     Args:
         model (torch.nn.Module): The model, in eval mode.
@@ -58,8 +58,8 @@ def find_layer(
         ValueError: If there is no example, no input is (N, C, *spatial), or the model
             has no such layer: tokens or channels that come last (a transformer) lie
             between the last spatial activation and the output, the output is itself a
-            map (segmentation), or it depends on no single activation. Name the layer
-            yourself then.
+            map (segmentation), or it depends on no single activation. Then name the
+            layer yourself.
 
     Examples::
 

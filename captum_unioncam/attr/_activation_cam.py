@@ -36,7 +36,8 @@ class ActivationCAM(CAMAttribution, ABC):
                 does not depend on the class refuses one that the output does not have,
                 and needs none. Default: None
             additional_forward_args (Any, optional): Further arguments of the model,
-                after the inputs. A list is one argument. Default: None
+                after the inputs; several as a tuple. A list is one argument. Default:
+                None
             attribute_to_layer_input (bool, optional): Explain the layer's input in
                 place of its output. Default: False
 

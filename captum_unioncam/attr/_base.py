@@ -86,17 +86,18 @@ class CAMAttribution(MapAttribution, LayerAttribution):
             forward_func (Callable or torch.nn.Module): The model, or any function of
                 the inputs that runs it.
             layer (torch.nn.Module, str, or list of them): The layer whose channels make
-                the map, or its dotted name where ``forward_func`` is a module, such as
-                ``"layer4.1"``. :func:`.find_layer` finds one. For a list, the
-                attributions are a tuple, one for each layer: the forward and the
-                backward pass of the whole examples are made once for all of them, the
-                perturbed passes for each.
+                the map, or its dotted name, such as ``"layer4.1"``, if ``forward_func``
+                is a module. :func:`.find_layer` finds one. For a list, the attributions
+                are a tuple, one for each layer: one forward and one backward pass of
+                the unmasked examples serve all layers, and the perturbed passes are
+                made for each.
             device_ids (list[int], optional): Only if ``forward_func`` applies a
                 DataParallel model without being one. Default: None
-            reshape_transform (Callable, optional): From the layer's tensor to (N, K,
-                *spatial), such as :func:`.vit_reshape`; applied to
-                activations and gradients. Default: None, for a layer that is (N,
-                K, *spatial) already
+            reshape_transform (Callable, optional): A function from the layer's tensor
+                to (N, K, *spatial), for layers of another form, such as
+                :func:`.vit_reshape` for tokens and :func:`.swin_reshape` for channels
+                that come last; it is applied to activations and gradients. Default:
+                None, for a layer that is (N, K, *spatial) already
 
         Raises:
             TypeError: If ``layer`` is neither a module nor a name,
@@ -167,8 +168,8 @@ class PerturbingCAM(CAMAttribution, PerturbationAttribution):
             memory_format (torch.memory_format, optional): Of the perturbed images;
                 ``torch.preserve_format`` keeps that of ``inputs``. Default: None, which
                 is ``torch.channels_last``, the fastest for convolutions, if the model
-                has the same outputs for the whole images in it, else that of
-                ``inputs``. Then the passes that found it out are made once more
+                has the same outputs for the unmasked images in it, and else that of
+                ``inputs``; the passes that found this out are then repeated
 
         Raises:
             TypeError: If ``memory_format`` is not one, or as :class:`GradientCAM`.
@@ -205,11 +206,11 @@ class ScoringCAM(PerturbingCAM):
         Args:
             forward_func, layer, device_ids, reshape_transform: See
                 :class:`GradientCAM`.
-            scoring_func (Callable, optional): Computes what ``forward_func`` computes,
-                only faster, for the masked passes, such as
-                ``torch.compile(model, dynamic=True)``. The layer is read from
-                ``forward_func`` all the same. It runs once more on the whole batch.
-                Default: None, which is ``forward_func``
+            scoring_func (Callable, optional): A faster function with the outputs of
+                ``forward_func``, for the masked passes, such as
+                ``torch.compile(model, dynamic=True)``. The layer is still read from
+                ``forward_func``. It costs one more forward pass of the batch. Default:
+                None, which is ``forward_func``
             memory_format: See :class:`AblationCAM`.
 
         Raises:

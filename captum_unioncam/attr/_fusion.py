@@ -44,6 +44,27 @@ def select_by_gain(maps: Tensor, gains: Tensor) -> tuple[Tensor, Tensor]:
     return maps[torch.arange(len(maps), device=maps.device), selected, None], selected
 
 
+def select_union(
+    maps: Tensor, gains: Tensor, select: str | None
+) -> tuple[Tensor, Tensor]:
+    """Returns UnionCAM's maps, (N, 1, *spatial), and their numbers, (N,).
+
+    Args:
+        maps (Tensor): Of the parts and, last, the fused ones, (N, M + 1, *spatial).
+        gains (Tensor): Their score gains, (N, M + 1).
+        select (str, optional): See :class:`UnionCAM`.
+    """
+    fused = maps.shape[1] - 1
+    region, others = fused - 1, range(fused - 1)
+    candidates = {
+        None: [fused],
+        "region": [region, fused],
+        "best": [region, *others, fused],
+    }[select]
+    selected, chosen = select_by_gain(maps[:, candidates], gains[:, candidates])
+    return selected, torch.tensor(candidates, device=maps.device)[chosen]
+
+
 def contribution_weights(gains: Tensor) -> Tensor:
     """Turns score gains into weights of a sum of 1, (N, M).
 

@@ -65,36 +65,43 @@ class MaskingCAM(ScoringCAM, ABC):
         r"""
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first. Every
-                input of the layer's rank is masked, at its own size; the others pass
-                unchanged. Move an input that must not be masked to
-                ``additional_forward_args``. Integer inputs are masked as floats,
+                input with as many dimensions as the layer is masked, at its own size;
+                the others are passed unchanged. Move an input that must not be masked
+                to ``additional_forward_args``. Integer inputs are masked as floats,
                 rounded and cast back.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in
-                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            target (int, tuple, Tensor or list, optional): Output index to explain, one
+                for all examples or one for each, in the forms of
+                :meth:`captum.attr.LayerGradCam.attribute`. Default: None, for models
+                that return one value for each example; it never means the predicted
+                class
             additional_forward_args (Any, optional): Further arguments of the model,
-                after the inputs. A list is one argument. A tensor with as many rows as
-                there are examples follows its example; give any other tensor, such as
-                class weights, a first dimension of 1. Default: None
+                after the inputs; several as a tuple. A list is one argument. A tensor
+                with one row for each example is split with the examples; give any
+                other tensor, such as class weights, a first dimension of 1. Default:
+                None
             attribute_to_layer_input (bool, optional): Explain the layer's input in
                 place of its output. Default: False
             baselines (Tensor, int, float, or tuple of them, optional): What a mask of 0
                 shows, in the forms of Captum's FeatureAblation, broadcast to the
                 inputs: ``(0 - mean) / std`` of shape (1, 3, 1, 1) is black for
-                normalised images. Default: None, which is 0
-            score_func (Callable, optional): From the model's output to scores of the
-                same shape, such as torch.sigmoid. Default: None, which is softmax over
-                dimension 1 if it is larger than 1, and not applied to probabilities
+                normalised images. Default: None, which is 0: black for images in
+                [0, 1], but the mean colour for normalised ones
+            score_func (Callable, optional): A function from the model's output to
+                scores of the same shape, such as torch.sigmoid for independent labels.
+                Default: None, which is softmax over dimension 1; outputs that are
+                probabilities already, or have one column, are scores as they are
             max_channels (int, optional): Score at most this many active channels of
                 each example, and predict the scores of the others from them: see
-                :ref:`predicted-scores`. Default: None, which is all, the paper
-            fidelity (float, optional): Score channels in rounds, until the estimated
-                correlation of the score-weighted map with the exact one reaches this,
-                in [0, 1], such as 0.99, for each example on its own. An example that
-                ``max_channels`` keeps below it gives a warning. Default: 1.0, the exact
-                map
+                :ref:`predicted-scores`. Default: None, which scores all, as in the
+                paper
+            fidelity (float, optional): Score channels in rounds until the estimated
+                correlation of the score-weighted map with the exact one reaches this
+                value, in [0, 1], such as 0.99, and predict the scores of the others.
+                Each example has its own estimate. A warning names the examples that
+                ``max_channels`` keeps below it. Default: 1.0, the exact map
             perturbations_per_eval (int, optional): Masks for each example in one
-                forward pass; only rounding depends on it. Default: None, which tries a
-                few numbers in a long call, and stays with the fastest
+                forward pass; the map depends on it only by rounding. Default: None,
+                which times a few numbers in a long call, and keeps the fastest
             show_progress (bool, optional): Show a progress bar on stderr. Default:
                 False
 
@@ -106,10 +113,11 @@ class MaskingCAM(ScoringCAM, ABC):
             warning that names them.
 
         Raises:
-            ValueError: If the layer is not spatial, no input has the layer's rank,
-                ``baselines`` do not fit, ``max_channels`` or ``perturbations_per_eval``
-                is not positive, ``score_func`` has not one value for each example at
-                the target, or the output has not one row for each example.
+            ValueError: If the layer is not spatial, no input has as many dimensions as
+                the layer, ``baselines`` do not fit, ``max_channels`` or
+                ``perturbations_per_eval`` is not positive, ``score_func`` does not give
+                one value for each example at the target, or the output does not have
+                one row for each example.
 
         Examples::
 

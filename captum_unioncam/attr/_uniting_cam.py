@@ -46,22 +46,22 @@ class UnitingCAM(ScoringCAM):
         r"""
         Args:
             forward_func, layer, device_ids, reshape_transform, scoring_func,
-                memory_format: See :class:`ScoreCAM`.
-            parts (list[LayerAttribution], optional): Make the maps to unite: any
-                instances that return (N, 1, *layer_size), such as Captum's
-                LayerGradCam. The last one makes the region map. Each gets Captum's
-                common arguments, and those options that it takes of ``baselines``,
+                memory_format: As for :class:`UnionCAM`.
+            parts (list[LayerAttribution], optional): What makes the maps to unite, in
+                place of the paper's two: instances that return (N, 1, *layer_size),
+                such as Captum's LayerGradCam. The last one makes the region map. Each
+                part gets Captum's common arguments, and those of ``baselines``,
                 ``score_func``, ``theta``, ``grad_kwargs``, ``max_channels`` and
-                ``fidelity`` which are not the default; it has its own
-                ``reshape_transform`` if it needs one, and its map is rectified. Parts
-                of this package on the same model and layer share one forward and one
-                backward pass. Default: None, which is the paper's two
+                ``fidelity`` that it takes and that are not the default. It uses its own
+                ``reshape_transform``, and its map is rectified. Parts of this package
+                on the same model and layer share one forward and one backward pass.
+                Default: None, which is the paper's two
 
         Raises:
-            TypeError: If ``parts`` is no list, a part is not an instance, or as
-                :class:`ScoreCAM`.
+            TypeError: If ``parts`` is not a list, a part is not an instance, or as for
+                :class:`UnionCAM`.
             ValueError: If there are fewer than two parts, more than the method unites,
-                or as :class:`ScoreCAM`.
+                or as for :class:`UnionCAM`.
         """
         super().__init__(
             forward_func,

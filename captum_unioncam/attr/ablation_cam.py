@@ -40,8 +40,8 @@ class AblationCAM(PerturbingCAM):
     because this method replaces them; a class token stays unchanged.
 
     Note: Where the layer runs several times in one forward pass, its last run is
-    explained and replaced. In train mode every pass moves the buffers of batch
-    normalisation: call ``model.eval()`` first.
+    explained and replaced. In train mode every pass updates the running statistics of
+    batch normalisation: call ``model.eval()`` first.
 
     Cost: 2 forward passes of the batch (3 for a single example), and 1 for each channel
     of each example that is not all zero. Memory does not grow with the number of

@@ -123,10 +123,14 @@ class AugmentedCAM(MapAttribution):
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first. Images,
                 (N, C, H, W), are augmented; the others of a tuple are not.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in
-                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            target (int, tuple, Tensor or list, optional): Output index to explain, one
+                for all examples or one for each, in the forms of
+                :meth:`captum.attr.LayerGradCam.attribute`. Default: None, for models
+                that return one value for each example; it never means the predicted
+                class
             additional_forward_args (Any, optional): Further arguments of the model,
-                after the inputs. A list is one argument. Default: None
+                after the inputs; several as a tuple. A list is one argument. Default:
+                None
             show_progress (bool, optional): Show a progress bar of the copies. Default:
                 False
             kwargs (Any): Further options of ``base.attribute``.

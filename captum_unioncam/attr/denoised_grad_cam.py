@@ -67,10 +67,14 @@ class DenoisedGradCAM(GradientCAM):
         r"""
         Args:
             inputs (Tensor or tuple[Tensor, ...]): Model inputs, batch first.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in
-                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            target (int, tuple, Tensor or list, optional): Output index to explain, one
+                for all examples or one for each, in the forms of
+                :meth:`captum.attr.LayerGradCam.attribute`. Default: None, for models
+                that return one value for each example; it never means the predicted
+                class
             additional_forward_args (Any, optional): Further arguments of the model,
-                after the inputs. A list is one argument. Default: None
+                after the inputs; several as a tuple. A list is one argument. Default:
+                None
             attribute_to_layer_input (bool, optional): Explain the layer's input in
                 place of its output. Default: False
             theta (float, optional): Percentile, in [0, 100], below which the gradients

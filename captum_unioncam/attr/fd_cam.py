@@ -61,8 +61,8 @@ class FDCAM(PerturbingCAM, GradientAttribution):
     because this method replaces them; a class token stays unchanged.
 
     Note: Where the layer runs several times in one forward pass, its last run is
-    explained and replaced. In train mode every pass moves the buffers of batch
-    normalisation: call ``model.eval()`` first.
+    explained and replaced. In train mode every pass updates the running statistics of
+    batch normalisation: call ``model.eval()`` first.
 
     Cost: 2 forward passes (3 for a single example) and 1 backward pass of the batch,
     and 2 forward passes for each different group of each example. Memory grows with the
@@ -86,7 +86,7 @@ class FDCAM(PerturbingCAM, GradientAttribution):
         r"""
         Args:
             percentile (float, optional): Percentile, in [0, 100], of the cosines with a
-                channel that those of its group exceed. Default: 95.0, the paper's
+                channel that those of its group exceed. Default: 95.0, as in the paper
             perturbations_per_eval (int, optional): Groups for each example in one
                 forward pass, kept and left out; only rounding depends on it. Default:
                 None, which tries a few numbers in a long call, and stays with the

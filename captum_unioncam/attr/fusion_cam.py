@@ -62,8 +62,9 @@ class FusionCAM(UnitingCAM):
     Note: Deviates from the paper in that maps are thresholded and fused at the layer's
     size, where the attributions are wanted, and not at the input's.
 
-    Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is not changed: call ``model.eval()`` first.
+    Note: Call ``model.eval()`` first; the mode is not changed. In train mode every
+    masked pass updates the running statistics of batch normalisation, and the score of
+    an example depends on the others in its batch.
 
     Cost: 1 forward and 1 backward pass of the batch, 5 more forward passes of it, and 1
     for each active channel of each example. Memory does not grow with the number of
@@ -114,7 +115,7 @@ class FusionCAM(UnitingCAM):
         r"""
         Args:
             theta (float, optional): Percentile, in [0, 100], below which the entries of
-                the Grad-CAM map are dropped. Default: 10.0, the paper's
+                the Grad-CAM map are dropped. Default: 10.0, as in the paper
 
         All other arguments, the return value (in [0, 1]) and the errors are those of
         :meth:`UnionCAM.attribute`.

@@ -17,8 +17,8 @@ class GradCAM(GradientCAM):
 
     Reference: Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391.
 
-    Note: The map is that of Captum's LayerGradCam with ``relu_attributions=True``. What
-    is added is what all methods of the package share: a ``reshape_transform``, a layer
+    Note: The map is that of Captum's LayerGradCam with ``relu_attributions=True``. The
+    class adds what all methods of the package share: a ``reshape_transform``, a layer
     by its name, and defined results for degenerate examples and empty batches.
 
     Cost: 1 forward and 1 backward pass of the batch.

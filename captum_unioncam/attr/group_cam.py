@@ -63,8 +63,9 @@ class GroupCAM(ScoringCAM, GradientAttribution):
     there are never more groups than channels. The authors' code makes groups of equal
     size, and a smaller last one.
 
-    Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is not changed: call ``model.eval()`` first.
+    Note: Call ``model.eval()`` first; the mode is not changed. In train mode every
+    masked pass updates the running statistics of batch normalisation, and the score of
+    an example depends on the others in its batch.
 
     Cost: 1 forward and 1 backward pass of the batch, 2 more forward passes of it, and 1
     for each group of each example that is not constant.
@@ -88,9 +89,9 @@ class GroupCAM(ScoringCAM, GradientAttribution):
     ) -> Tensor | tuple[Tensor, ...]:
         r"""
         Args:
-            groups (int, optional): Groups of channels. Default: 32, the paper's
+            groups (int, optional): Groups of channels. Default: 32, as in the paper
             percentile (float, optional): Percentile, in [0, 100], up to which the
-                entries of a group's map are dropped. Default: 70.0, the paper's
+                entries of a group's map are dropped. Default: 70.0, as in the paper
             baselines (Tensor, int, float, or tuple of them, optional): What a mask of 0
                 shows. Default: None, which is the blurred input
 

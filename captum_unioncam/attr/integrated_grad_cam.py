@@ -86,8 +86,11 @@ class IntegratedGradCAM(SampledGradientCAM):
                 floating one starts at its baseline, and every integer image, (N, C,
                 *spatial), in rounded steps. Other integers, such as tokens, and
                 booleans pass unchanged.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in
-                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            target (int, tuple, Tensor or list, optional): Output index to explain, one
+                for all examples or one for each, in the forms of
+                :meth:`captum.attr.LayerGradCam.attribute`. Default: None, for models
+                that return one value for each example; it never means the predicted
+                class
             additional_forward_args (Any, optional): Further arguments of the model,
                 after the inputs, the same at all steps. A list is one argument. A
                 tensor with as many rows as there are examples follows its example.
@@ -106,7 +109,8 @@ class IntegratedGradCAM(SampledGradientCAM):
             baselines (Tensor, int, float, or tuple of them, optional): Where the path
                 starts, in the forms of Captum's IntegratedGradients, broadcast to the
                 inputs: ``(0 - mean) / std`` of shape (1, 3, 1, 1) is black for
-                normalised images. Default: None, which is 0
+                normalised images. Default: None, which is 0: black for images in
+                [0, 1], but the mean colour for normalised ones
             perturbations_per_eval (int, optional): Steps of each example in one forward
                 and backward pass; only rounding depends on it. Default: 1
             grad_kwargs (dict, optional): Keywords for torch.autograd.grad, as of

@@ -56,7 +56,8 @@ class ISCAM(ScoreCAM):
     ) -> Tensor | tuple[Tensor, ...]:
         r"""
         Args:
-            num_samples (int, optional): Steps of the integral. Default: 10, the paper's
+            num_samples (int, optional): Steps of the integral. Default: 10, as in the
+                paper
 
         All other arguments, the return value and the errors are those of
         :meth:`ScoreCAM.attribute`; a ``num_samples`` that is not positive is a

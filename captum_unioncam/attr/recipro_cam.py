@@ -60,8 +60,8 @@ class ReciproCAM(PerturbingCAM):
     because this method replaces them; a class token stays unchanged.
 
     Note: Where the layer runs several times in one forward pass, its last run is
-    explained and replaced. In train mode every pass moves the buffers of batch
-    normalisation: call ``model.eval()`` first.
+    explained and replaced. In train mode every pass updates the running statistics of
+    batch normalisation: call ``model.eval()`` first.
 
     Cost: 2 forward passes of the batch (3 for a single example), and 1 for each
     position of the layer and example. Each runs the whole model: a hook replaces the
@@ -111,7 +111,7 @@ class ReciproCAM(PerturbingCAM):
 def position_map(layer: LayerTensor, options: ScoringOptions, gaussian: bool) -> Tensor:
     """Scores each position of a tensor alone, and scales the scores, as a map.
 
-    With ``gaussian`` it keeps the neighbours of the position, less than itself.
+    With ``gaussian`` it also keeps the neighbours of the position, at lower weights.
     """
     activations = layer.activations
     scorer = ActivationScorer(layer, options)

@@ -24,8 +24,9 @@ class RegionCAM(MaskingCAM):
     Note: Deviates from the paper by the outer ReLU, which only changes layers with
     negative activations: negative evidence is not shown, as in every CAM.
 
-    Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is not changed: call ``model.eval()`` first.
+    Note: Call ``model.eval()`` first; the mode is not changed. In train mode every
+    masked pass updates the running statistics of batch normalisation, and the score of
+    an example depends on the others in its batch.
 
     Cost: 3 forward passes of the batch, and 1 for each active channel of each example.
     The mask of a constant channel is all zeros, so that the baseline's score is its

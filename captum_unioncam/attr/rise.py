@@ -48,8 +48,9 @@ class RISE(MapAttribution, PerturbationAttribution):
     Note: All examples share the same masks, so that a map does not depend on the rest
     of its batch.
 
-    Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is not changed: call ``model.eval()`` first.
+    Note: Call ``model.eval()`` first; the mode is not changed. In train mode every
+    masked pass updates the running statistics of batch normalisation, and the score of
+    an example depends on the others in its batch.
 
     Cost: 3 forward passes of the batch, and ``num_masks`` for each example. Masks are
     made when they are needed: memory depends on the size of a chunk.

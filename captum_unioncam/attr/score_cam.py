@@ -31,8 +31,9 @@ class ScoreCAM(MaskingCAM):
     outputs (``score_func=lambda output: output``), as in other packages, it is close to
     choosing one channel.
 
-    Note: In train mode every masked pass moves the buffers of batch normalisation, and
-    couples the examples. The mode is not changed: call ``model.eval()`` first.
+    Note: Call ``model.eval()`` first; the mode is not changed. In train mode every
+    masked pass updates the running statistics of batch normalisation, and the score of
+    an example depends on the others in its batch.
 
     Cost: 3 forward passes of the batch, and 1 for each active channel of each example.
     Memory does not grow with the number of channels.

@@ -85,8 +85,11 @@ class SmoothGradCAMPlusPlus(SampledGradientCAM):
                 floating one gets noise, and every integer image, (N, C, *spatial),
                 which is rounded and kept within its type's range. Other integers, such
                 as tokens, and booleans pass unchanged.
-            target (int, tuple, Tensor or list, optional): Output index to explain, in
-                the forms of :meth:`captum.attr.LayerGradCam.attribute`. Default: None
+            target (int, tuple, Tensor or list, optional): Output index to explain, one
+                for all examples or one for each, in the forms of
+                :meth:`captum.attr.LayerGradCam.attribute`. Default: None, for models
+                that return one value for each example; it never means the predicted
+                class
             additional_forward_args (Any, optional): Further arguments of the model,
                 after the inputs, without noise. A list is one argument. A tensor with
                 as many rows as there are examples follows its example. Default: None

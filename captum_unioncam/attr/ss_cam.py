@@ -67,9 +67,9 @@ class SSCAM(ScoreCAM):
     ) -> Tensor | tuple[Tensor, ...]:
         r"""
         Args:
-            num_samples (int, optional): Noise maps. Default: 35, the paper's
+            num_samples (int, optional): Noise maps. Default: 35, as in the paper
             std (float, optional): Standard deviation of the noise, for masks in [0, 1].
-                Default: 2.0, the paper's
+                Default: 2.0, as in the paper
             generator (torch.Generator, optional): Draws the noise. The global generator
                 is never used. Default: None, which is a new one with the seed 0 for
                 each call, so that equal calls give equal maps

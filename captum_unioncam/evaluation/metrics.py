@@ -322,7 +322,7 @@ METRICS: dict[str, Metric] = {
     "road": Metric(
         "ROAD",
         metrics.road,
-        "half of the confidence without the least relevant pixels, less that without "
+        "half of the confidence without the least relevant pixels minus that without "
         "the most, imputed, -0.5 to 0.5",
         "Rong et al. 2022",
         "higher",
