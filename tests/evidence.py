@@ -87,14 +87,14 @@ def configured(name: str, options: argparse.Namespace) -> EvaluationConfig:
 
 
 def show(folder: Path, title: str) -> None:
-    """Prints the summary of a report, and its reference less each other method."""
+    """Prints the summary of a report, and its reference minus each other method."""
     report = json.loads((folder / "report.json").read_text())
-    tables = (brief_table(report), less_table(report))
+    tables = (brief_table(report), minus_table(report))
     print(markdown([Section(f"{title}, {report['images']} images", tables=tables)]))
 
 
-def less_table(report: Mapping[str, Any]) -> Table:
-    """Returns the reference less each other method, with its 95 % interval."""
+def minus_table(report: Mapping[str, Any]) -> Table:
+    """Returns the reference minus each other method, with its 95 % interval."""
     found = report["comparisons"]
     rows, bold = [], set()
     for y, (method, values) in enumerate(found["to_reference"].items()):
@@ -111,7 +111,7 @@ def less_table(report: Mapping[str, Any]) -> Table:
             if value["low"] > 0 or value["high"] < 0:
                 bold.add((y, 1 + x))
         rows.append((method, *cells))
-    header = (f"{found['reference']} less", *report["metrics"])
+    header = (f"{found['reference']} minus", *report["metrics"])
     return Table(header, rows, bold=frozenset(bold))
 
 

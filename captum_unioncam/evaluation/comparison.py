@@ -34,7 +34,7 @@ Pair = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Difference:
-    """A method less another one, on the images that both have a value for.
+    """A method minus another one, on the images that both have a value for.
 
     Attributes:
         mean (float or None): Mean of the differences; None if there is no pair.
@@ -67,7 +67,7 @@ class Leaders(NamedTuple):
         level (tuple[str, ...]): The best, and the ranked methods whose difference to it
             is not resolved, in the order of the methods.
         ranked (tuple[str, ...]): The methods that were compared.
-        differences (dict[str, Difference]): Each other ranked method less the best.
+        differences (dict[str, Difference]): Each other ranked method minus the best.
     """
 
     best: str | None
@@ -293,7 +293,7 @@ class Comparison:
 
     Attributes:
         reference (str or None): The method that the others are compared with.
-        differences (dict): Each other method less the reference, by method and metric.
+        differences (dict): Each other method minus the reference, by method and metric.
         leaders (dict[str, Leaders]): The best of each metric.
         seed (int): Of the resamples.
     """

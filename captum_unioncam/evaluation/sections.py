@@ -163,7 +163,7 @@ def _differences(
 ) -> Section:
     reference = comparison.reference
     text = (
-        f"Each method less {reference} on the same images: the mean difference, its "
+        f"Each method minus {reference} on the same images: the mean difference, its "
         f"{CONFIDENCE:.0%} interval (as above), and the share of the images on which "
         f"the method is better than {reference} (equal ones count half). Bold is what "
         "an interval without 0 resolves, for better or for worse. A number in "

@@ -80,7 +80,7 @@ def means_table(
 
 
 def differences_table(comparison: Comparison, columns: Columns, images: int) -> Table:
-    """Returns each method less the reference; bold where the interval leaves 0 out."""
+    """Returns each method minus the reference; bold where the interval leaves 0 out."""
     rows = []
     bold = set()
     for y, (method, values) in enumerate(comparison.differences.items()):
@@ -88,7 +88,7 @@ def differences_table(comparison: Comparison, columns: Columns, images: int) -> 
             (method, *(_less(values[n], c, images) for n, c in columns.items()))
         )
         bold |= {(y, 1 + x) for x, name in enumerate(columns) if values[name].resolved}
-    header = (f"less {comparison.reference}", *(c.heading for c in columns.values()))
+    header = (f"minus {comparison.reference}", *(c.heading for c in columns.values()))
     return Table(header, rows, bold=frozenset(bold))
 
 

@@ -231,7 +231,7 @@ BREAKABLE = "unioncam:<wbr>parts=gradcam+<wbr>layercam:<wbr>select=None"
 
 
 def test_names_break_behind_a_colon_or_a_plus_alone():
-    numbers = Table((f"less {LONG}", "a: b +1"), [(LONG, "+1.0")])
+    numbers = Table((f"minus {LONG}", "a: b +1"), [(LONG, "+1.0")])
     words = Table(("image", "error"), [("a-b c", f"no {LONG}")], left=2)
     page = html([Section(LONG, LONG, tables=(numbers, words), note=LONG)])
     assert f'<td><span class="name">{BREAKABLE}</span></td>' in page
