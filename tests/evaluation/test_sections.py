@@ -87,13 +87,13 @@ def test_methods_are_compared_with_a_reference_on_the_same_images(tmp_path):
     text = written(tmp_path, rows, asked)["report.md"]
     (table,) = tables(text, "Differences to a")
     assert table == [
-        ["less a", "average drop, % (lower is better)"],
+        ["minus a", "average drop, % (lower is better)"],
         ["b", "**+2.00 \\[+2.00, +2.00\\], 0 % (7)**"],
         ["c", "-0.62 \\[-1.88, +0.00\\], 56 %"],  # a win, and seven draws
     ]
     text = written(tmp_path, rows, asked | {"reference": "b"})["report.md"]
     (table,) = tables(text, "Differences to b")
-    assert [cells[0] for cells in table] == ["less b", "a", "c"]
+    assert [cells[0] for cells in table] == ["minus b", "a", "c"]
     assert (
         "## Differences"
         not in written(tmp_path, measured("a", FIRST), context(["a"], ["drop"]))[
