@@ -1,6 +1,7 @@
 """Serves the app: where it listens, what it keeps to itself, and what it leaves."""
 
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 from captum_unioncam.cli.app.engine import LARGEST_BODY, Engine
 from captum_unioncam.cli.options import AppOptions
 from captum_unioncam.cli.terminal import write_error
-from captum_unioncam.errors import UserError, one_line
+from captum_unioncam.errors import DataError, UserError, one_line
 
 # The page and the programs that it loads may ask this server alone.
 POLICY = (
@@ -44,15 +45,18 @@ class OwnHostOnly:
 
 
 def serve(options: AppOptions) -> None:
-    """Serves the app until Ctrl-C; uploads and files are removed then.
+    """Serves the app until Ctrl-C or SIGTERM; uploads and files are removed then.
 
     Raises:
         UserError: If the model cannot be loaded, or the port cannot be used.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     engine = Engine(options)
     engine.layers(options.model)  # what is wrong with the model shows now
     port = _free_port(options.host, options.port)
-    with tempfile.TemporaryDirectory(prefix="captum-unioncam-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="captum-unioncam-", ignore_cleanup_errors=True
+    ) as folder:
         # gradio reads them when it is imported.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -69,10 +73,13 @@ def serve(options: AppOptions) -> None:
 
 def _launched(engine: Engine, host: str, port: int) -> Any:
     """Returns the page, which is served by a thread."""
+    from gradio import processing_utils
     from starlette.middleware import Middleware
 
     from captum_unioncam.cli.app.page import STYLE, build_page
 
+    # gradio would fetch an upload that is given as an address.
+    processing_utils.async_ssrf_protected_download = _refuse_address
     page = build_page(engine)
     page.launch(
         server_name=host,
@@ -93,6 +100,10 @@ def _launched(engine: Engine, host: str, port: int) -> Any:
         **STYLE,
     )
     return page
+
+
+async def _refuse_address(*_: Any, **__: Any) -> str:
+    raise DataError("The app asks no other host for an image; drop its file.")
 
 
 def _free_port(host: str, port: int) -> int:
