@@ -164,7 +164,7 @@ def test_examples_are_scikit_images(monkeypatch):
 
 def test_an_overlay_is_an_image_and_the_colours_of_its_map(engine, photo):
     found = engine.explain(photo, options_for(photo), hears_nothing).found
-    text = html.maps_html("<b>.png", found)
+    text = html.maps_html("<b>.png", "<i>", found)
     assert text.count("<figure>") == 2 and text.count("<img ") == 4
     assert "&lt;b&gt;.png: 7 cock, confidence" in text and "<b>.png" not in text
     assert "<b>UnionCAM</b>" in text and "of the confidence, " in text
