@@ -86,6 +86,13 @@ def test_an_upload_is_shown_with_its_classes(do, photo):
     assert top.value == every.value == every.choices[0][1]
 
 
+def test_the_note_of_a_class_that_is_not_seen_is_for_it_alone(do, photo):
+    _, _, top, _ = do.upload(MODEL, photo.path)
+    for target, noted in ((top.value, False), (7, True)):
+        _, maps, *_ = explained(do, photo, target=target)
+        assert ("may say nothing" in maps) is noted
+
+
 def test_a_refused_upload_is_not_kept(do, tmp_path):
     path = tmp_path / "notes.png"
     path.write_text("no image")
