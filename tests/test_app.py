@@ -383,6 +383,7 @@ def test_every_response_tells_the_browser_to_ask_no_other_host():
 
     asyncio.run(server.OwnHostOnly(inner)({"type": "http"}, None, send))
     headers = dict(sent[0]["headers"])
+    assert headers[b"referrer-policy"] == b"no-referrer"
     assert headers[b"a"] == b"b" and sent[1]["body"] == b"text"
     policy = headers[b"content-security-policy"].decode()
     assert policy.startswith("default-src 'self'") and "http" not in policy

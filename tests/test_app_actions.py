@@ -1,6 +1,5 @@
 """The app as a client of its server sees it: what it answers, refuses and leaves."""
 
-import os
 import re
 import types
 from pathlib import Path
@@ -11,6 +10,7 @@ from folders import crop
 
 gradio = pytest.importorskip("gradio")
 
+import httpx  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
@@ -54,7 +54,7 @@ def user(name):
 
 def explained(do, photo, name="one", progress=lambda *_, **__: None, **given):
     """Returns what a click on Explain returns."""
-    chosen = {"layer": "3", "target": 7, "methods": METHODS, "theta": 10, **given}
+    chosen = {"layer": "3", "target": 7, "methods": METHODS, "theta": 40, **given}
     do.begin(user(name))
     return do.explain(
         photo,
@@ -91,6 +91,11 @@ def test_the_note_of_a_class_that_is_not_seen_is_for_it_alone(do, photo):
     for target, noted in ((top.value, False), (7, True)):
         _, maps, *_ = explained(do, photo, target=target)
         assert ("may say nothing" in maps) is noted
+
+
+def test_an_example_takes_the_place_of_an_upload(do):
+    upload, shown, preview, *_ = do.example(MODEL, "coffee")
+    assert upload is None and shown == Photo("coffee.png") and "coffee.png" in preview
 
 
 def test_a_refused_upload_is_not_kept(do, tmp_path):
@@ -170,6 +175,8 @@ def test_downloads_are_those_of_the_result_and_replace_the_last(do, photo, tmp_p
     ]
     assert files[2].read_text() == python and "alpha=0.25" in python
     assert files[3].read_text() == command and "--alpha 0.25" in command
+    assert "layer='3'" in python and "fidelity=0.5" in python
+    assert "theta=40.0" in python
     assert np.load(files[0])["targets"].tolist() == [7]
     assert len(list((tmp_path / "kept").iterdir())) == 4
 
@@ -182,6 +189,13 @@ def test_downloads_are_those_of_the_result_and_replace_the_last(do, photo, tmp_p
     explained(do, photo, "two")
     assert drawn[0].exists()
     assert len(list((tmp_path / "kept").iterdir())) == 8
+
+
+def test_the_layer_of_the_result_is_named_if_there_is_one(do, photo):
+    _, maps, *_, python, _ = explained(do, photo, layer=None)
+    assert f"{MODEL}, layer 3</p>" in maps and "layer='3'" in python
+    _, maps, *_ = explained(do, photo, methods=["occlusion"])
+    assert f"{MODEL}</p>" in maps
 
 
 def test_the_opacity_draws_nothing_without_a_result(do):
@@ -228,15 +242,13 @@ def test_buttons_say_what_can_be_clicked(do):
 def address(engine, tmp_path_factory):
     """Serves the page within this process."""
     folder = tmp_path_factory.mktemp("served")
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
     port = server._free_port("127.0.0.1", 0)
-    page = server._launched(engine, "127.0.0.1", port)
-    yield f"http://127.0.0.1:{port}"
-    page.close(verbose=False)
-    del os.environ["GRADIO_TEMP_DIR"]
-    if before is not None:
-        os.environ["GRADIO_TEMP_DIR"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        patch.setattr(server, "LARGEST_BODY", 2**20)
+        page = server._launched(engine, "127.0.0.1", port)
+        yield f"http://127.0.0.1:{port}"
+        page.close(verbose=False)
 
 
 @pytest.fixture
@@ -301,3 +313,10 @@ def test_an_upload_is_a_file_of_the_user(client, path, said):
     given = {"path": path, "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(AppError, match=said):
         client().predict(MODEL, given, api_name="/upload")
+
+
+def test_a_file_beyond_the_bound_is_refused_by_the_server(address):
+    for size, status in ((2**19, 200), (2**21, 413)):
+        files = {"files": ("large.png", bytes(size))}
+        answer = httpx.post(f"{address}/gradio_api/upload", files=files)
+        assert answer.status_code == status

@@ -79,10 +79,11 @@ def maps_html(photo: str, model: str, found: ClassExplanation) -> str:
             '<p class="unioncam-note">The confidence in this class is about 0, so that '
             "the gains may say nothing.</p>"
         )
+    layer = f", layer {explanation.layer}" if explanation.layer else ""  # RISE has none
     shown = f"{photo}: {label(target)}, confidence {target['confidence']:.1%}"
     return (
         f"<h3>{escape(shown)}</h3>"
-        f'<p class="unioncam-model">{escape(f"{model}, layer {explanation.layer}")}</p>'
+        f'<p class="unioncam-model">{escape(model)}{escape(layer)}</p>'
         f'<div class="unioncam-maps">{"".join(figures)}</div>{note}'
     )
 
