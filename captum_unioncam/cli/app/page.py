@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio import processing_utils
 
 from captum_unioncam.cli.app.actions import Actions
 from captum_unioncam.cli.app.engine import (
@@ -13,6 +14,7 @@ from captum_unioncam.cli.app.engine import (
 )
 from captum_unioncam.cli.app.html import CSS, OPACITY
 from captum_unioncam.cli.options import ExplainOptions
+from captum_unioncam.errors import DataError
 from captum_unioncam.evaluation.methods import METHODS
 
 DEFAULT_METHODS = ["unioncam", "gradcam"]
@@ -72,6 +74,8 @@ class Results(NamedTuple):
 
 def build_page(engine: Engine) -> gr.Blocks:
     """Returns the page."""
+    # gradio would fetch an upload that is given as an address.
+    processing_utils.async_ssrf_protected_download = _refuse_address
     page = gr.Blocks(
         title="captum-unioncam",
         analytics_enabled=False,
@@ -87,6 +91,10 @@ def build_page(engine: Engine) -> gr.Blocks:
         _connect(page, Actions(engine), controls, results)
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     return page
+
+
+async def _refuse_address(*_: Any, **__: Any) -> str:
+    raise DataError("The app asks no other host for an image; drop its file.")
 
 
 def _controls(engine: Engine) -> Controls:

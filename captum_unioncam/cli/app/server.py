@@ -12,7 +12,7 @@ from typing import Any
 from captum_unioncam.cli.app.engine import LARGEST_BODY, Engine
 from captum_unioncam.cli.options import AppOptions
 from captum_unioncam.cli.terminal import write_error
-from captum_unioncam.errors import DataError, UserError, one_line
+from captum_unioncam.errors import UserError, one_line
 
 # The page and the programs that it loads may ask this server alone.
 POLICY = (
@@ -73,13 +73,10 @@ def serve(options: AppOptions) -> None:
 
 def _launched(engine: Engine, host: str, port: int) -> Any:
     """Returns the page, which is served by a thread."""
-    from gradio import processing_utils
     from starlette.middleware import Middleware
 
     from captum_unioncam.cli.app.page import STYLE, build_page
 
-    # gradio would fetch an upload that is given as an address.
-    processing_utils.async_ssrf_protected_download = _refuse_address
     page = build_page(engine)
     page.launch(
         server_name=host,
@@ -100,10 +97,6 @@ def _launched(engine: Engine, host: str, port: int) -> Any:
         **STYLE,
     )
     return page
-
-
-async def _refuse_address(*_: Any, **__: Any) -> str:
-    raise DataError("The app asks no other host for an image; drop its file.")
 
 
 def _free_port(host: str, port: int) -> int:
