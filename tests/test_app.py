@@ -1,16 +1,21 @@
 """The app without a browser: what it computes, shows, and lets one make again."""
 
 import asyncio
+import base64
 import dataclasses
+import io
 import os
+import re
 import shlex
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from folders import crop
 from PIL import Image
 from skimage.data import coffee
@@ -84,9 +89,10 @@ def test_only_the_one_who_starts_the_app_names_code_and_files(engine):
 
 
 def test_one_model_is_in_memory(monkeypatch, photo):
-    loaded = []
+    loaded, before = [], []
 
     def load(name, **options):
+        before.append(engine._loaded)
         loaded.append((name, options))
         from classifiers import tiny_classifier
 
@@ -96,8 +102,58 @@ def test_one_model_is_in_memory(monkeypatch, photo):
     engine = Engine(AppOptions(model=MODEL, weights="none"))
     for name in (MODEL, MODEL, "resnet18", MODEL):
         engine.layers(name)
+    assert before == [None] * 3, "the last one is gone when the next one comes"
     first = (MODEL, {"weights": "none"})
     assert loaded == [first, ("resnet18", {}), first]
+
+
+def test_a_model_is_on_the_device():
+    engine = Engine(AppOptions(model=MODEL))
+    engine._device = torch.device("meta")
+    assert all(p.is_meta for p in engine._classifier(MODEL).model.parameters())
+
+
+def test_the_options_of_the_command_are_those_of_its_own_model():
+    engine = Engine(AppOptions(model=MODEL, weights="w.pt", size=64))
+    own = {"model": MODEL, "weights": "w.pt", "size": 64}
+    assert engine.model_options(MODEL) == own
+    assert engine.model_options("resnet18") == {"model": "resnet18"}
+
+
+@pytest.mark.parametrize(("found", "default"), [(None, "3"), ("0.inner", "0.inner")])
+def test_there_is_a_layer_to_choose_without_a_default_in_the_list(
+    engine, monkeypatch, found, default
+):
+    monkeypatch.setattr(engine_module, "default_layer_of", lambda classifier: found)
+    layers, chosen = engine.layers(MODEL)
+    assert chosen == default and layers[-1][1] == default
+
+
+def test_classes_without_names_are_numbers(engine, photo, monkeypatch):
+    classifier = dataclasses.replace(engine._classifier(MODEL), categories=None)
+    monkeypatch.setattr(engine, "_loaded", (MODEL, classifier))
+    text, index = engine.classes(MODEL, photo)[0]
+    assert re.fullmatch(rf"{index} \d+\.\d%", text)
+
+
+def test_explanations_are_made_one_after_the_other(engine, photo):
+    running, seen = threading.Semaphore(1), []
+
+    def listen(name, done, total):
+        seen.append(running.acquire(blocking=False))
+        time.sleep(0.01)
+        running.release()
+
+    options = options_for(photo)
+    users = [
+        threading.Thread(target=engine.explain, args=(photo, options, listen))
+        for _ in range(2)
+    ]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert len(seen) > 4 and all(seen)
 
 
 def test_a_result_holds_no_model(engine, photo):
@@ -164,7 +220,7 @@ def test_examples_are_scikit_images(monkeypatch):
 
 def test_an_overlay_is_an_image_and_the_colours_of_its_map(engine, photo):
     found = engine.explain(photo, options_for(photo), hears_nothing).found
-    text = html.maps_html("<b>.png", found)
+    text = html.maps_html("<b>.png", "<i>", found)
     assert text.count("<figure>") == 2 and text.count("<img ") == 4
     assert "&lt;b&gt;.png: 7 cock, confidence" in text and "<b>.png" not in text
     assert "<b>UnionCAM</b>" in text and "of the confidence, " in text
@@ -181,6 +237,42 @@ def test_bars_show_the_gains_and_the_selected_map(engine, photo):
     assert f"{entry['details']['unioncam']['region_gain']:.3f}" in text
     alone = options_for(photo, methods=("gradcam",))
     assert html.gains_html(engine.explain(photo, alone, hears_nothing).found) == ""
+
+
+def test_an_overlay_has_the_image_below_and_the_colours_above(engine, photo):
+    options = options_for(photo, methods=("gradcam",))
+    found = engine.explain(photo, options, hears_nothing).found
+    text = html.maps_html("x", "y", found)
+    below, above = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(source))).convert("RGB"))
+        for source in re.findall('src="data:image/png;base64,([^"]+)"', text)
+    )
+    pixels = found.explanation.pictures[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(below - pixels).max() < 1.5
+    assert np.abs(above - pixels).max() > 50
+
+
+def test_a_preview_is_small_and_its_name_is_text():
+    text = html.preview_html('"><b>.png', Image.new("RGB", (1000, 500)))
+    assert 'alt="&quot;&gt;&lt;b&gt;.png"' in text
+    source = re.search('src="data:image/jpeg;base64,([^"]+)"', text)[1]
+    assert Image.open(io.BytesIO(base64.b64decode(source))).size == (480, 240)
+
+
+@pytest.mark.parametrize(("gain", "marked"), [(-0.5, True), (0.5, False)])
+def test_a_bar_of_a_negative_gain_is_marked(gain, marked):
+    text = html._row("fused", gain, 0.25, False)
+    assert ("unioncam-negative" in text) is marked
+    assert 'style="width:25.0%"' in text and f"{gain:.3f}" in text
+
+
+def test_a_map_without_contrast_has_a_note(engine, photo):
+    options = options_for(photo, methods=("gradcam",))
+    found = engine.explain(photo, options, hears_nothing).found
+    flat = {"gradcam": torch.zeros_like(found.explanation.maps["gradcam"])}
+    explanation = dataclasses.replace(found.explanation, maps=flat)
+    found = dataclasses.replace(found, explanation=explanation)
+    assert "; the map is constant</figcaption>" in html.maps_html("x", "y", found)
 
 
 def test_the_longest_bar_is_that_of_the_largest_gain_of_either_sign():
@@ -291,6 +383,7 @@ def test_every_response_tells_the_browser_to_ask_no_other_host():
 
     asyncio.run(server.OwnHostOnly(inner)({"type": "http"}, None, send))
     headers = dict(sent[0]["headers"])
+    assert headers[b"referrer-policy"] == b"no-referrer"
     assert headers[b"a"] == b"b" and sent[1]["body"] == b"text"
     policy = headers[b"content-security-policy"].decode()
     assert policy.startswith("default-src 'self'") and "http" not in policy

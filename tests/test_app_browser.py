@@ -1,5 +1,6 @@
 """The app in a real browser: headless Chromium, where there is one."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -29,9 +30,14 @@ PATIENCE = 30_000  # milliseconds, of a busy machine
 def address(tmp_path_factory):
     """Starts the app, as a user does, and returns where it is."""
     folder = tmp_path_factory.mktemp("work")
+    kept = tmp_path_factory.mktemp("kept")
     command = [sys.executable, "-m", "captum_unioncam", "app", "--port", "0"]
     with subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(kept)},
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         lines = []
         for line in process.stderr:
@@ -44,7 +50,9 @@ def address(tmp_path_factory):
         # What it writes is read, or it would wait.
         threading.Thread(target=process.stderr.read, daemon=True).start()
         yield found[0]
+        assert list(kept.glob("captum-unioncam-*"))
         process.terminate()
+    assert not list(kept.glob("captum-unioncam-*")), "no upload is left"
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +173,29 @@ def test_overlays_follow_the_opacity_without_a_new_map(open_app):
     assert not page.asked[before:], "the server is not asked"
 
 
+def test_keys_and_numbers_set_the_opacity_of_the_download(open_app, tmp_path):
+    page = open_app()
+    slider = page.get_by_role("slider", name=re.compile("Opacity"))
+    slider.press("ArrowRight")
+    take(page, "coffee")
+    explain(page)
+    shows(page, "coffee.png: 967 espresso")
+    page.get_by_text("Make it again").click()
+    code = page.locator(".cm-content").first
+    expect(code).to_contain_text("alpha=0.51", timeout=PATIENCE)
+    slider.press("ArrowRight")
+    expect(code).to_contain_text("alpha=0.52", timeout=PATIENCE)
+    number = page.get_by_role("spinbutton", name=re.compile("Opacity"))
+    colours = page.locator(".unioncam-stack img:nth-child(2)").first
+    for typed, alpha in (("7", "1"), ("", "0"), ("0.3", "0.3")):
+        number.fill(typed)
+        number.press("Tab")
+        expect(code).to_contain_text(f"alpha={float(alpha)})", timeout=PATIENCE)
+        expect(colours).to_have_css("opacity", alpha)
+    lines = downloaded(page, "Python", tmp_path).read_text()
+    assert "alpha=0.3" in lines and not page.errors
+
+
 def test_any_class_is_found_by_its_name(open_app):
     page = open_app()
     take(page, "coffee")
@@ -203,6 +234,10 @@ def test_errors_are_sentences(open_app, tmp_path):
     )
     expect(page.get_by_text(message)).to_be_visible(timeout=PATIENCE)
     take(page, "coffee")
+    page.locator("input[type=file]").set_input_files(path)
+    expect(page.get_by_text(message)).to_have_count(2, timeout=PATIENCE)
+    expect(page.locator(".unioncam-preview")).to_have_count(0, timeout=PATIENCE)
+    take(page, "coffee")
     explain(page)
     shows(page, "coffee.png: 967 espresso")
 
@@ -216,19 +251,31 @@ def test_a_file_that_is_too_large_is_refused(open_app, tmp_path):
     expect(page.get_by_text(message)).to_be_visible(timeout=PATIENCE)
 
 
-def test_an_explanation_can_be_cancelled(open_app):
-    page = open_app()
-    take(page, "coffee")
-    methods = page.get_by_label("Methods to compare", exact=True)
-    methods.click()
-    methods.fill("RISE")
-    page.get_by_role("option", name="RISE (").click()
-    page.keyboard.press("Escape")
-    explain(page)
-    expect(page.get_by_text(re.compile("RISE.*%"))).to_be_visible(timeout=PATIENCE)
+def cancelled(page):
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("The explanation was cancelled.")).to_be_visible(
         timeout=PATIENCE
     )
     expect(page.get_by_role("button", name="Explain")).to_be_enabled()
     expect(heading(page)).to_have_count(0)
+
+
+def test_explanations_can_be_cancelled_while_they_run_and_wait(open_app):
+    page, other = open_app(), open_app()
+    for one in (page, other):
+        take(one, "coffee")
+    methods = page.get_by_label("Methods to compare", exact=True)
+    methods.click()
+    methods.fill("RISE")
+    page.get_by_role("option", name="RISE (").click()
+    page.keyboard.press("Escape")
+    explain(page)
+    progress = page.get_by_text(re.compile("RISE.*%"))
+    expect(progress).to_be_visible(timeout=PATIENCE)
+    explain(other)
+    expect(other.get_by_text(re.compile("queue: 1/1"))).to_be_visible(timeout=PATIENCE)
+    cancelled(other)
+    expect(progress).to_be_visible()
+    cancelled(page)
+    explain(other)
+    shows(other, "coffee.png: 967 espresso")

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import os
+import shutil
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from captum_unioncam.cli.terminal import write_error
 from captum_unioncam.errors import DataError, UserError, one_line
 
 TOP = 5
+SHOWN = 20  # seconds of an error, which covers buttons
 PICTURE, PYTHON, COMMAND = "unioncam.png", "explain.py", "explain.sh"
 
 
@@ -34,7 +37,9 @@ def sentence(error: Exception) -> str:
     """Returns an error as a sentence."""
     if isinstance(error, UserError):
         text = f"{error}".rstrip(".")
-        return f"{text[:1].upper()}{text[1:]}."
+        if text.split(" ")[0].isalpha():  # it may be the name of a model
+            text = f"{text[0].upper()}{text[1:]}"
+        return f"{text}."
     return (
         f"{type(error).__name__}: {one_line(error).rstrip('.')}. This is unexpected; "
         "the terminal shows where it is from."
@@ -51,8 +56,9 @@ def told(action: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if not isinstance(error, UserError):
                 write_error("".join(traceback.format_exception(error)).rstrip())
-            shown = gr.Error(sentence(error), duration=None, print_exception=False)
-            raise shown from error
+            # gradio takes the text for HTML.
+            text = escape(sentence(error), quote=False)
+            raise gr.Error(text, duration=SHOWN, print_exception=False) from error
 
     return safe
 
@@ -63,13 +69,28 @@ class Actions:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._cancelled: dict[str | None, threading.Event] = {}
+        self._files: dict[tuple[str | None, str], Path] = {}
 
     @told
     def upload(self, model: str, path: str | None) -> list[Any]:
         """Shows an uploaded image, and its classes."""
         if path is None:
-            return self._look(model, None)
-        return self._look(model, Photo(Path(path).name, path))
+            return self.forget()
+        try:
+            return self._look(model, Photo(Path(path).name, path))
+        except DataError:
+            Path(path).unlink(missing_ok=True)
+            raise
+
+    def forget(self) -> list[Any]:
+        """Shows no image: the one before is not that of the last upload."""
+        empty: list[tuple[str, int]] = []
+        return [
+            None,
+            "",
+            gr.Radio(choices=empty, value=None),
+            gr.Dropdown(choices=empty, value=None),
+        ]
 
     @told
     def example(self, model: str, name: str) -> list[Any]:
@@ -80,15 +101,11 @@ class Actions:
     def change_model(self, model: str, photo: Photo | None) -> list[Any]:
         """Shows the layers of a model, and the classes of the image."""
         layers, default = self._engine.layers(model)
-        shown = self._look(model, photo)
+        shown = self.forget() if photo is None else self._look(model, photo)
         return [gr.Dropdown(choices=layers, value=default), *shown]
 
-    def _look(self, model: str, photo: Photo | None) -> list[Any]:
+    def _look(self, model: str, photo: Photo) -> list[Any]:
         """Returns the image, its preview, its top classes, and all classes."""
-        if photo is None:
-            empty: list[tuple[str, int]] = []
-            choices = [gr.Radio(choices=empty), gr.Dropdown(choices=empty, value=None)]
-            return [None, "", *choices]
         preview = preview_html(photo.name, photo.read())
         classes = self._engine.classes(model, photo)
         best = classes[0][1]
@@ -107,16 +124,17 @@ class Actions:
     def end(self) -> list[Any]:
         return [gr.Button(interactive=True), gr.Button(interactive=False)]
 
-    def cancel(self, request: gr.Request) -> None:
+    def cancel(self, request: gr.Request) -> list[Any]:
         """Ends the explanation of a user at its next forward passes."""
-        event = self._cancelled.get(request.session_hash)
-        if event is not None:
-            event.set()
+        self.leave(request)
+        gr.Info("The explanation was cancelled.")
+        return self.end()
 
     def leave(self, request: gr.Request) -> None:
-        """Ends what is computed for a user who is gone."""
-        self.cancel(request)
-        self._cancelled.pop(request.session_hash, None)
+        """Ends what is computed for a user, who may be gone."""
+        event = self._cancelled.pop(request.session_hash, None)
+        if event is not None:
+            event.set()
 
     @told
     def explain(
@@ -137,10 +155,11 @@ class Actions:
             raise DataError("there is no image yet; drop one, or take an example")
         if not methods:
             raise DataError("there is no method to explain by; choose at least one")
-        cancelled = self._cancelled.get(request.session_hash, threading.Event())
+        user = request.session_hash
+        cancelled = self._cancelled.get(user)
 
         def listen(description: str, done: int, total: int) -> None:
-            if cancelled.is_set():
+            if cancelled is None or cancelled.is_set():
                 raise Cancelled
             progress((done, total), desc=description, unit="passes")
 
@@ -159,41 +178,53 @@ class Actions:
             listen("waiting", 0, 1)
             result = self._engine.explain(photo, options, listen)
         except Cancelled:
-            gr.Info("The explanation was cancelled.")
             return [gr.skip()] * 9
-        return shown(result)
+        return self._shown(user, result)
 
     @told
-    def redraw(self, result: Result | None, alpha: float) -> list[Any]:
+    def redraw(
+        self, result: Result | None, alpha: float, request: gr.Request
+    ) -> list[Any]:
         """Draws the maps that are there at another opacity, for the download."""
-        return [gr.skip()] * 5 if result is None else downloads(result, float(alpha))
+        if result is None:
+            return [gr.skip()] * 5
+        return self._downloads(request.session_hash, result, float(alpha))
 
+    def _shown(self, user: str | None, result: Result) -> list[Any]:
+        """Returns a result, and what the page shows of it."""
+        found, name = result.found, result.photo.name
+        maps = MapFile()
+        maps.add([name], [found.explanation])
+        return [
+            result,
+            maps_html(name, result.options.model, found),
+            gains_html(found),
+            self._file(user, MAPS, maps.content()),
+            *self._downloads(user, result, result.options.alpha),
+        ]
 
-def shown(result: Result) -> list[Any]:
-    """Returns a result, and what the page shows of it."""
-    found, alpha = result.found, result.options.alpha
-    maps = MapFile()
-    maps.add([result.photo.name], [found.explanation])
-    return [
-        result,
-        maps_html(result.photo.name, found),
-        gains_html(found),
-        _file(MAPS, maps.content()),
-        *downloads(result, alpha),
-    ]
+    def _downloads(self, user: str | None, result: Result, alpha: float) -> list[Any]:
+        """Returns the picture, the code and the command at an opacity."""
+        python, command = texts(result, alpha)
+        picture = methods_figure(result.found, 0, alpha=alpha)
+        return [
+            self._file(user, PICTURE, figure_content(picture, PICTURE)),
+            self._file(user, PYTHON, python.encode()),
+            self._file(user, COMMAND, command.encode()),
+            python,
+            command,
+        ]
 
-
-def downloads(result: Result, alpha: float) -> list[Any]:
-    """Returns the picture, the code and the command at an opacity."""
-    python, command = texts(result, alpha)
-    picture = methods_figure(result.found, 0, alpha=alpha)
-    return [
-        _file(PICTURE, figure_content(picture, PICTURE)),
-        _file(PYTHON, python.encode()),
-        _file(COMMAND, command.encode()),
-        python,
-        command,
-    ]
+    def _file(self, user: str | None, name: str, content: bytes) -> gr.DownloadButton:
+        """Returns a button that downloads this file, in place of the user's last."""
+        last = self._files.get((user, name))
+        if last is not None:
+            shutil.rmtree(last, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+        self._files[user, name] = folder
+        path = folder / name
+        path.write_bytes(content)
+        return gr.DownloadButton(value=str(path), interactive=True)
 
 
 def texts(result: Result, alpha: float) -> tuple[str, str]:
@@ -203,11 +234,3 @@ def texts(result: Result, alpha: float) -> tuple[str, str]:
     layer = explanation.layer or options.layer or ""
     category = explanation.name_of(0)
     return python_of(options, example, layer, category), command_of(options, example)
-
-
-def _file(name: str, content: bytes) -> Any:
-    """Returns a button that downloads this file."""
-    folder = tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])
-    path = Path(folder) / name
-    path.write_bytes(content)
-    return gr.DownloadButton(value=str(path), interactive=True)

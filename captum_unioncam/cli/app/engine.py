@@ -59,6 +59,10 @@ class Photo:
         if self.path is None:
             return Image.fromarray(_examples()[Path(self.name).stem]())
         file = Path(self.path)
+        if not file.is_file():
+            raise DataError(
+                f"the image {self.name} is not kept any more; drop it again"
+            )
         if file.stat().st_size > LARGEST_UPLOAD:
             raise DataError(
                 f"The image {self.name} has more than {LARGEST_UPLOAD // MEGABYTE} MB; "

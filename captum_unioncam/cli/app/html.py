@@ -48,6 +48,7 @@ CSS = f"""
 .unioncam-selected .unioncam-bar {{background: #d1495b;}}
 .unioncam-negative {{opacity: 0.4;}}
 .unioncam-preview img {{max-width: 100%; max-height: 260px; border-radius: 4px;}}
+.unioncam-model {{margin: 0 0 8px; overflow-wrap: anywhere;}}
 .unioncam-note {{margin: 8px 0 0;}}
 """
 
@@ -64,7 +65,7 @@ def preview_html(name: str, image: Image.Image) -> str:
     )
 
 
-def maps_html(photo: str, found: ClassExplanation) -> str:
+def maps_html(photo: str, model: str, found: ClassExplanation) -> str:
     """Returns what was explained, an overlay for each method, and what to mind."""
     explanation = found.explanation
     target = explanation.to_dict()["images"][0]["target"]
@@ -78,9 +79,11 @@ def maps_html(photo: str, found: ClassExplanation) -> str:
             '<p class="unioncam-note">The confidence in this class is about 0, so that '
             "the gains may say nothing.</p>"
         )
+    layer = f", layer {explanation.layer}" if explanation.layer else ""  # RISE has none
     shown = f"{photo}: {label(target)}, confidence {target['confidence']:.1%}"
     return (
         f"<h3>{escape(shown)}</h3>"
+        f'<p class="unioncam-model">{escape(model)}{escape(layer)}</p>'
         f'<div class="unioncam-maps">{"".join(figures)}</div>{note}'
     )
 

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio import processing_utils
 
 from captum_unioncam.cli.app.actions import Actions
 from captum_unioncam.cli.app.engine import (
@@ -13,6 +14,7 @@ from captum_unioncam.cli.app.engine import (
 )
 from captum_unioncam.cli.app.html import CSS, OPACITY
 from captum_unioncam.cli.options import ExplainOptions
+from captum_unioncam.errors import DataError
 from captum_unioncam.evaluation.methods import METHODS
 
 DEFAULT_METHODS = ["unioncam", "gradcam"]
@@ -30,6 +32,13 @@ STYLE: dict[str, Any] = {
 SET_OPACITY = (
     f"(value) => document.documentElement.style.setProperty('{OPACITY}', value)"
 )
+# What is typed beside the slider may be empty, or beyond its ends.
+IN_UNIT_RANGE = "(result, value) => [result, Math.min(1, Math.max(0, value))]"
+# Keys move a slider too, but only a pointer releases it.
+RELEASE_BY_KEYS = """() => document.addEventListener('keyup', (event) => {
+  if (event.target.type === 'range')
+    event.target.dispatchEvent(new Event('pointerup', {bubbles: true}))
+})"""
 # Requests that need the model run one after the other.
 ONE_BY_ONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
@@ -65,6 +74,8 @@ class Results(NamedTuple):
 
 def build_page(engine: Engine) -> gr.Blocks:
     """Returns the page."""
+    # gradio would fetch an upload that is given as an address.
+    processing_utils.async_ssrf_protected_download = _refuse_address
     page = gr.Blocks(
         title="captum-unioncam",
         analytics_enabled=False,
@@ -80,6 +91,10 @@ def build_page(engine: Engine) -> gr.Blocks:
         _connect(page, Actions(engine), controls, results)
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     return page
+
+
+async def _refuse_address(*_: Any, **__: Any) -> str:
+    raise DataError("The app asks no other host for an image; drop its file.")
 
 
 def _controls(engine: Engine) -> Controls:
@@ -156,11 +171,14 @@ def _connect(page: gr.Blocks, do: Actions, given: Controls, got: Results) -> Non
     photo, result = gr.State(None), gr.State(None)
     image = [photo, given.preview, given.top, given.target]
     model = given.model
+    looking = {**ONE_BY_ONE, "show_progress_on": given.preview}
     for change in (given.upload.upload, given.upload.clear):
-        change(do.upload, [model, given.upload], image, **ONE_BY_ONE)
+        change(do.upload, [model, given.upload], image, **looking).failure(
+            do.forget, None, image, **AT_ONCE
+        )
     for button in given.examples:
-        button.click(do.example, [model, button], [given.upload, *image], **ONE_BY_ONE)
-    model.input(do.change_model, [model, photo], [given.layer, *image], **ONE_BY_ONE)
+        button.click(do.example, [model, button], [given.upload, *image], **looking)
+    model.input(do.change_model, [model, photo], [given.layer, *image], **looking)
     given.top.input(None, given.top, given.target, js="(value) => value")
     given.target.input(None, given.target, given.top, js="(value) => value")
 
@@ -176,7 +194,16 @@ def _connect(page: gr.Blocks, do: Actions, given: Controls, got: Results) -> Non
     )
     for ended in (explained.success, explained.failure):
         ended(do.end, None, buttons, **AT_ONCE)
-    got.cancel.click(do.cancel, **AT_ONCE)
+    got.cancel.click(
+        do.cancel, None, buttons, cancels=[explained], show_progress="hidden"
+    )
     page.unload(do.leave)
-    got.opacity.input(None, got.opacity, js=SET_OPACITY)
-    got.opacity.release(do.redraw, [result, got.opacity], redrawn, **AT_ONCE)
+    page.load(js=RELEASE_BY_KEYS)
+    got.opacity.change(None, got.opacity, js=SET_OPACITY)
+    got.opacity.release(
+        do.redraw,
+        [result, got.opacity],
+        redrawn,
+        js=IN_UNIT_RANGE,
+        show_progress="hidden",
+    )

@@ -1,6 +1,7 @@
 """Serves the app: where it listens, what it keeps to itself, and what it leaves."""
 
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -44,15 +45,18 @@ class OwnHostOnly:
 
 
 def serve(options: AppOptions) -> None:
-    """Serves the app until Ctrl-C; uploads and files are removed then.
+    """Serves the app until Ctrl-C or SIGTERM; uploads and files are removed then.
 
     Raises:
         UserError: If the model cannot be loaded, or the port cannot be used.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     engine = Engine(options)
     engine.layers(options.model)  # what is wrong with the model shows now
     port = _free_port(options.host, options.port)
-    with tempfile.TemporaryDirectory(prefix="captum-unioncam-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="captum-unioncam-", ignore_cleanup_errors=True
+    ) as folder:
         # gradio reads them when it is imported.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
