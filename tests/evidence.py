@@ -89,8 +89,11 @@ def configured(name: str, options: argparse.Namespace) -> EvaluationConfig:
 def show(folder: Path, title: str) -> None:
     """Prints the summary of a report, and its reference minus each other method."""
     report = json.loads((folder / "report.json").read_text())
-    tables = (brief_table(report), minus_table(report))
-    print(markdown([Section(f"{title}, {report['images']} images", tables=tables)]))
+    tables = [brief_table(report), minus_table(report)]
+    for section in report["further"]:  # the randomisation of the model
+        tables += [Table(**table) for table in section["tables"]]
+    title = f"{title}, {report['images']} images"
+    print(markdown([Section(title, tables=tuple(tables))]))
 
 
 def minus_table(report: Mapping[str, Any]) -> Table:
