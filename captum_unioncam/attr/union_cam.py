@@ -187,8 +187,8 @@ class UnionCAM(UnitingCAM):
         It is not the method of the paper: its parts are :class:`DenoisedGradCAM`,
         :class:`LayerCAM`, :class:`GroupCAM` and :class:`RegionCAM`, and it keeps the
         map that scores highest among them and their fused map. It was measured with
-        black ``baselines``; without them Group-CAM masks with the blurred input, and the
-        others with 0. Where no map scores above the baseline, it may be one of zeros.
+        black ``baselines``; without them Group-CAM masks with the blurred input, and
+        the others with 0. Where no map scores above the baseline, it may be all zeros.
 
         Args:
             forward_func, layer, device_ids, reshape_transform, scoring_func,
