@@ -312,15 +312,15 @@ def _components_figure(
     """Draws the paper's Figure 1 for an image: components, fusion, selection."""
     fused_selected = bool(details.fused_selected[index])
     selected = "fused" if fused_selected else "region"
+    union = title_of(COMPONENTS)
     titled, marked = {}, []
     for title, values in maps.items():
         gain = getattr(details, f"{title}_gain", None)
         if gain is not None:
-            mark = " (selected)" if title == selected else ""
-            shown = f"{title}, $\\beta$ = {gain[index].item():.3f}{mark}"
+            shown = f"{title}, β = {gain[index].item():.3f}"
         else:
-            shown = title
-        if title in (selected, title_of(COMPONENTS)):
+            shown = f"{title} ({selected})" if title == union else title
+        if title in (selected, union):
             marked.append(shown)
         titled[shown] = values
     return panels(picture, titled, marked, **setup.drawing)
