@@ -13,7 +13,7 @@ from captum_unioncam.cli.line import command_line
 from captum_unioncam.cli.malloc import keep_freed_memory
 from captum_unioncam.cli.options import COMMANDS
 from captum_unioncam.cli.parser import parse
-from captum_unioncam.cli.terminal import Outcome, write_error, write_out
+from captum_unioncam.cli.terminal import Outcome, unwritable, write_error, write_out
 from captum_unioncam.errors import UserError, is_known_to_all, one_line, printable
 
 TRACEBACK = "CAPTUM_UNIONCAM_TRACEBACK"
@@ -34,6 +34,8 @@ def run(program: str, arguments: Sequence[str] | None) -> int:
         except SystemExit:
             write_out("")  # the help may still be in the buffer
             raise
+        except OSError as error:  # of writing the help, in Python 3.10
+            raise unwritable(error) from error
         names = {field.name for field in fields(COMMANDS[command].options)}
         keep_freed_memory()
         _find_modules_of_the_user()

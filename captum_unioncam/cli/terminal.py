@@ -35,11 +35,15 @@ def write_out(text: str) -> None:
         stream.write(_in_its_letters(text, stream))
         stream.flush()
     except (OSError, ValueError) as error:  # a ValueError if it is closed
-        _give_up(stream)
-        raise UserError(
-            f"standard output cannot be written ({one_line(error)}); redirect it to a "
-            "file"
-        ) from error
+        raise unwritable(error) from error
+
+
+def unwritable(error: Exception) -> UserError:
+    """Gives standard output up, and returns what to tell the user."""
+    _give_up(sys.stdout)
+    return UserError(
+        f"standard output cannot be written ({one_line(error)}); redirect it to a file"
+    )
 
 
 def write_error(text: str) -> None:

@@ -294,7 +294,8 @@ PAIRS = [
     Pair(XGradCAM, of_gradients(family.x_grad_cam), rtol=1e-9),
     Pair(HiResCAM, of_gradients(family.hi_res_cam), rtol=1e-9),
     Pair(LayerCAM, of_gradients(family.layer_cam), rtol=1e-9),
-    Pair(SmoothGradCAMPlusPlus, smooth_grad_cam_plus_plus, NOISY_INPUTS, rtol=1e-9),
+    # Quotients of sums near zero: torch 2.6 rounds a few values at 1e-8.
+    Pair(SmoothGradCAMPlusPlus, smooth_grad_cam_plus_plus, NOISY_INPUTS, rtol=1e-7),
     Pair(IntegratedGradCAM, integrated_grad_cam, PATHS, rtol=1e-9),
     Pair(ScoreCAM, score_cam, CHANNELS),
     Pair(SSCAM, ss_cam, LITTLE_NOISE),
