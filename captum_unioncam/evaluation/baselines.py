@@ -35,6 +35,7 @@ class Random(Attribution):
         self,
         inputs: Tensor,
         target: TargetType = None,
+        additional_forward_args: object = None,
         *,
         seed: int = 0,
         grid: int = GRID,
@@ -42,7 +43,7 @@ class Random(Attribution):
         r"""
         Args:
             inputs (Tensor): The images, (N, C, *spatial).
-            target (optional): Not used. Default: None
+            target, additional_forward_args (optional): Not used. Default: None
             seed (int, optional): Another one gives other maps. Default: 0
             grid (int, optional): Cells along each side. Default: 7
 
@@ -90,12 +91,17 @@ class Gaussian(Attribution):
     """
 
     def attribute(
-        self, inputs: Tensor, target: TargetType = None, *, sigma: float = SIGMA
+        self,
+        inputs: Tensor,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+        *,
+        sigma: float = SIGMA,
     ) -> Tensor:
         r"""
         Args:
             inputs (Tensor): The images, (N, C, *spatial).
-            target (optional): Not used. Default: None
+            target, additional_forward_args (optional): Not used. Default: None
             sigma (float, optional): The standard deviation, as a share of each side of
                 the image. Default: 0.25
 
@@ -138,11 +144,16 @@ class Edges(Attribution):
     Cost: no forward pass.
     """
 
-    def attribute(self, inputs: Tensor, target: TargetType = None) -> Tensor:
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: TargetType = None,
+        additional_forward_args: object = None,
+    ) -> Tensor:
         r"""
         Args:
             inputs (Tensor): The images, (N, C, *spatial).
-            target (optional): Not used. Default: None
+            target, additional_forward_args (optional): Not used. Default: None
 
         Returns:
             *Tensor* of **attributions**, (N, 1, *spatial), >= 0.

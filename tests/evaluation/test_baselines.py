@@ -12,6 +12,7 @@ from captum_unioncam.evaluation.baselines import Edges, Gaussian, Random
 from captum_unioncam.evaluation.config import BASELINES
 from captum_unioncam.evaluation.labels import parse_baselines, parse_methods
 from captum_unioncam.evaluation.methods import METHODS
+from captum_unioncam.evaluation.metrics import METRICS
 from captum_unioncam.evaluation.runner import evaluate
 
 every_baseline = pytest.mark.parametrize("name", BASELINES)
@@ -127,3 +128,15 @@ def test_an_evaluation_adds_them_to_every_table(images, tmp_path, capsys):
     known = json.loads((tmp_path / "b" / "config.json").read_text())
     assert known["methods"] == ["unioncam", "gradcam", "random", "edges"]
     assert named[0] in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("one_thread", "tiny_model", "no_pictures")
+def test_all_metrics_without_boxes_measure_them(images, tmp_path):
+    metrics = tuple(name for name, metric in METRICS.items() if not metric.needs_boxes)
+    options = {**QUICK, "methods": ("gradcam",), "num_images": 1, "metrics": metrics}
+    options["baseline_methods"] = BASELINES
+    rows = evaluate(config(images, tmp_path, **options))
+    assert [row.get("error") for row in rows] == [None] * 4
+    assert {"coherency", "infidelity", "sensitivity"} <= set(metrics)
+    for row in rows:
+        assert set(row["metrics"]) >= set(metrics)
