@@ -14,7 +14,7 @@ import httpx  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
-from captum_unioncam.cli.app import actions, server  # noqa: E402
+from captum_unioncam.cli.app import actions, page, server  # noqa: E402
 from captum_unioncam.cli.app.actions import Actions  # noqa: E402
 from captum_unioncam.cli.app.engine import Engine, Photo  # noqa: E402
 from captum_unioncam.cli.options import AppOptions  # noqa: E402
@@ -27,6 +27,7 @@ pytestmark = [
 
 MODEL = "classifiers:tiny_classifier"
 METHODS = ["unioncam", "gradcam"]
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,14 @@ def test_an_upload_is_a_file_of_the_user(client, path, said):
     given = {"path": path, "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(AppError, match=said):
         client().predict(MODEL, given, api_name="/upload")
+
+
+def test_a_gradio_that_may_fetch_addresses_is_refused(engine, monkeypatch):
+    monkeypatch.delattr(page.processing_utils, page.FETCH)
+    with pytest.raises(UserError, match="may fetch images from other .*") as refused:
+        page.build_page(engine)
+    (tested,) = re.findall("^gradio==.*$", CONSTRAINTS.read_text(), re.MULTILINE)
+    assert f'`pip install "{tested}"`' in str(refused.value)
 
 
 def test_a_file_beyond_the_bound_is_refused_by_the_server(address):

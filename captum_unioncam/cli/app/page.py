@@ -14,7 +14,7 @@ from captum_unioncam.cli.app.engine import (
 )
 from captum_unioncam.cli.app.html import CSS, OPACITY
 from captum_unioncam.cli.options import ExplainOptions
-from captum_unioncam.errors import DataError
+from captum_unioncam.errors import DataError, UserError
 from captum_unioncam.evaluation.methods import METHODS
 
 DEFAULT_METHODS = ["unioncam", "gradcam"]
@@ -39,6 +39,7 @@ RELEASE_BY_KEYS = """() => document.addEventListener('keyup', (event) => {
   if (event.target.type === 'range')
     event.target.dispatchEvent(new Event('pointerup', {bubbles: true}))
 })"""
+FETCH = "async_ssrf_protected_download"  # gradio's function that fetches an address
 # Requests that need the model run one after the other.
 ONE_BY_ONE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
@@ -73,9 +74,18 @@ class Results(NamedTuple):
 
 
 def build_page(engine: Engine) -> gr.Blocks:
-    """Returns the page."""
+    """Returns the page.
+
+    Raises:
+        UserError: If this version of gradio cannot be kept from asking other hosts.
+    """
     # gradio would fetch an upload that is given as an address.
-    processing_utils.async_ssrf_protected_download = _refuse_address
+    if not hasattr(processing_utils, FETCH):
+        raise UserError(
+            f"gradio {gr.__version__} may fetch images from other hosts, which the app "
+            'must not; run `pip install "gradio==6.31.0"`'
+        )
+    setattr(processing_utils, FETCH, _refuse_address)
     page = gr.Blocks(
         title="captum-unioncam",
         analytics_enabled=False,
